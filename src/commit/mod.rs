@@ -1,0 +1,477 @@
+//! The commit, shared by all operations: verified, exactly once, safe to repeat; and abort.
+//!
+//! Each commit carries the job's id and the tasks it took as properties of its Lance transaction. Before
+//! a manifest is written, every version since the job's own is searched for them, under the same
+//! put-if-absent that orders all writers ([`guard`]): whoever repeats a commit finds the first one.
+
+mod guard;
+mod history;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lance::Dataset;
+use lance::dataset::CommitBuilder;
+use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder};
+use lance::index::DatasetIndexExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::dataset::{bases_of, data_file_path, not_found, store_params};
+use crate::error::{Error, ErrorCode, Result};
+use crate::executor::Running;
+use crate::job::Job;
+use crate::operations::Metrics;
+use crate::plan::{attempts, plan};
+use crate::result::{TaskResult, WrittenFile};
+use crate::task::Task;
+
+pub(crate) use guard::Concurrency;
+use guard::{Capture, ExactlyOnce, Guard};
+use history::{History, TaskSet};
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcome {
+    #[schemars(with = "String")]
+    pub job_id: Uuid,
+    pub operation: String,
+    pub uri: String,
+    /// The version that the commit made; where it was made earlier, that one.
+    pub version: u64,
+    /// Whether this call found the job committed and changed nothing.
+    pub already_committed: bool,
+    /// Whether all of the job's tasks are committed now.
+    pub complete: bool,
+    /// Rows of the dataset at `version`.
+    pub rows: u64,
+    /// The operation's counts; empty where the commit was made earlier.
+    pub metrics: Metrics,
+    /// Uuid of the Lance transaction.
+    pub transaction_id: String,
+}
+
+/// What an abort did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AbortReport {
+    pub files_removed: u64,
+    pub bytes_removed: u64,
+    /// Files of the results that a version of the dataset refers to: not removed.
+    pub kept: u64,
+}
+
+/// What an operation's commit made of the winners.
+pub(crate) struct Applied {
+    pub metrics: Metrics,
+    /// There was nothing to commit, and no version was made.
+    pub nothing: bool,
+}
+
+/// What an operation's commit works with: every manifest write goes through the guard.
+pub(crate) struct Committing<'a> {
+    pub running: &'a Running,
+    job: &'a Job,
+    guard: Arc<Guard>,
+    /// Names the commit: derived from the job and the attempts it takes.
+    transaction_id: Uuid,
+    tasks: TaskSet,
+}
+
+impl Committing<'_> {
+    /// The newest version, committing through the guard.
+    pub async fn dataset(&self) -> Result<Dataset> {
+        let options = &self.running.call.storage_options;
+        self.running
+            .datasets()
+            .open_guarded(&self.job.uri, options, self.guard.clone())
+            .await?
+            .ok_or_else(|| not_found(&self.job.uri))
+    }
+
+    /// What Lance would commit, without committing it: for those of its functions that take no
+    /// transaction properties. `f` is handed the newest version.
+    pub async fn capture<F>(&self, f: impl FnOnce(Dataset) -> F) -> Result<Transaction>
+    where
+        F: Future<Output = lance::Result<()>>,
+    {
+        let hook = Arc::new(Capture::default());
+        let guard = Guard::new(self.running, &self.job.uri, hook.clone()).await?;
+        let options = &self.running.call.storage_options;
+        let dataset = self
+            .running
+            .datasets()
+            .open_guarded(&self.job.uri, options, guard)
+            .await?
+            .ok_or_else(|| not_found(&self.job.uri))?;
+        let outcome = f(dataset).await;
+        match (hook.take(), outcome) {
+            (Some(transaction), _) => Ok(Transaction::try_from(transaction)?),
+            (None, Err(error)) => Err(error.into()),
+            (None, Ok(())) => Err(Error::internal("Lance committed nothing")),
+        }
+    }
+
+    /// The properties that mark the commit, with the user's.
+    pub fn properties(&self, user: Option<&std::collections::BTreeMap<String, String>>) -> HashMap<String, String> {
+        let mut properties: HashMap<String, String> =
+            user.into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        properties.insert(history::JOB.into(), self.job.id.to_string());
+        properties.insert(history::TASKS.into(), self.tasks.to_string());
+        properties
+    }
+
+    /// Commit one Lance operation that was made at `read_version`.
+    pub async fn apply(
+        &self,
+        operation: Operation,
+        read_version: u64,
+        properties: HashMap<String, String>,
+        configure: impl FnOnce(CommitBuilder<'_>) -> CommitBuilder<'_>,
+    ) -> Result<()> {
+        let transaction = TransactionBuilder::new(read_version, operation)
+            .uuid(self.transaction_id.to_string())
+            .transaction_properties(Some(Arc::new(properties)))
+            .build();
+        let options = &self.running.call.storage_options;
+        let builder = match self.job.read_version {
+            0 => CommitBuilder::new(self.job.uri.as_str())
+                .with_store_params(store_params(options))
+                .with_session(self.running.datasets().session())
+                .with_commit_handler(self.guard.clone()),
+            _ => CommitBuilder::new(Arc::new(self.dataset().await?)),
+        };
+        let timeout = self.running.call.deadline.map(|at| {
+            at.saturating_duration_since(Instant::now()).max(std::time::Duration::from_millis(1))
+        });
+        let builder = match timeout {
+            Some(timeout) => builder.with_timeout(Some(timeout)),
+            None => builder,
+        };
+        configure(builder).execute(transaction).await?;
+        Ok(())
+    }
+}
+
+/// One result per task, in the order of the tasks; and whether that is all of the job.
+struct Winners {
+    results: Vec<(u32, TaskResult)>,
+    complete: bool,
+}
+
+pub(crate) async fn commit(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Outcome> {
+    running.call.check()?;
+    let mut history = History::read(running, job).await?;
+    if history.complete() {
+        return outcome(running, job, &history, Default::default(), true, true).await;
+    }
+    let winners = winners(running, job, results).await?;
+    if !winners.complete && !running.call.partial {
+        return Err(Error::internal("an incomplete set of results was not refused"));
+    }
+    check_files(running, job, &winners).await?;
+    let todo: Vec<_> =
+        winners.results.into_iter().filter(|(index, _)| !history.committed(*index)).collect();
+    if todo.is_empty() && history.any() {
+        return outcome(running, job, &history, Default::default(), true, winners.complete).await;
+    }
+    let whole = winners.complete && !history.any();
+    let size = job.state.batch_size().unwrap_or(usize::MAX).max(1);
+    let batches: Vec<&[(u32, TaskResult)]> =
+        if todo.is_empty() { vec![&[]] } else { todo.chunks(size).collect() };
+    let mut metrics = Metrics::new();
+    let mut already = true;
+    for batch in &batches {
+        running.call.check()?;
+        let tasks = if whole && batches.len() == 1 {
+            TaskSet::all()
+        } else {
+            batch.iter().map(|(index, _)| *index).collect()
+        };
+        match commit_batch(running, job, &mut history, batch, tasks).await? {
+            Some(applied) if applied.nothing => return nothing(running, job).await,
+            Some(applied) => {
+                already = false;
+                for (name, value) in applied.metrics {
+                    *metrics.entry(name).or_default() += value;
+                }
+            }
+            // Another process committed the same tasks while this one was about to.
+            None => {}
+        }
+    }
+    outcome(running, job, &history, metrics, already, winners.complete).await
+}
+
+/// Commit some tasks; `None` where they turn out to be committed already.
+async fn commit_batch(
+    running: &Running,
+    job: &Job,
+    history: &mut History,
+    batch: &[(u32, TaskResult)],
+    tasks: TaskSet,
+) -> Result<Option<Applied>> {
+    let attempts: Vec<u8> = batch.iter().flat_map(|(_, r)| *r.attempt_id.as_bytes()).collect();
+    let transaction_id = Uuid::new_v5(&job.id, &[tasks.to_string().as_bytes(), &attempts].concat());
+    let once = ExactlyOnce::new(running, job, tasks.clone()).await?;
+    let guard = Guard::new(running, &job.uri, once).await?;
+    let cx = Committing { running, job, guard, transaction_id, tasks: tasks.clone() };
+    let results: Vec<TaskResult> = batch.iter().map(|(_, r)| r.clone()).collect();
+    let applied = job.state.commit(&cx, job, &results).await;
+    // Whatever was answered, what counts is what the history says now.
+    let reread = history.refresh(running, job).await;
+    match applied {
+        Ok(applied) if applied.nothing => Ok(Some(applied)),
+        Ok(applied) => {
+            reread?;
+            if history.transaction(&transaction_id) || history.contains(&tasks) {
+                return Ok(Some(applied));
+            }
+            Err(Error::internal("the commit succeeded, yet no version of the dataset carries it"))
+        }
+        Err(error) => {
+            // Where history cannot be read either, the first error says more.
+            if reread.is_ok() && history.contains(&tasks) {
+                return Ok(None);
+            }
+            let unknown = matches!(error.code(), ErrorCode::CommitUnknown | ErrorCode::DeadlineExceeded);
+            Err(if unknown || reread.is_err() {
+                error.with_code(ErrorCode::CommitUnknown).context(
+                    "the commit's outcome is unknown; commit again with the same job and results",
+                )
+            } else {
+                error
+            })
+        }
+    }
+}
+
+async fn outcome(
+    running: &Running,
+    job: &Job,
+    history: &History,
+    metrics: Metrics,
+    already_committed: bool,
+    complete: bool,
+) -> Result<Outcome> {
+    let part = history
+        .last()
+        .ok_or_else(|| Error::internal("a commit without a version"))?;
+    let pin = crate::dataset::Pin { version: part.version, timestamp: 0 };
+    let dataset = running.open(&job.uri, pin).await?;
+    let rows = dataset.count_rows(None).await?;
+    Ok(Outcome {
+        job_id: job.id,
+        operation: job.operation().to_owned(),
+        uri: job.uri.clone(),
+        version: part.version,
+        already_committed,
+        complete,
+        rows: rows as u64,
+        metrics,
+        transaction_id: part.transaction_id.clone(),
+    })
+}
+
+/// The outcome of a job that had nothing to do.
+async fn nothing(running: &Running, job: &Job) -> Result<Outcome> {
+    let dataset = running.open(&job.uri, job.pin()).await?;
+    Ok(Outcome {
+        job_id: job.id,
+        operation: job.operation().to_owned(),
+        uri: job.uri.clone(),
+        version: job.read_version,
+        already_committed: false,
+        complete: true,
+        rows: dataset.count_rows(None).await? as u64,
+        metrics: Metrics::new(),
+        transaction_id: String::new(),
+    })
+}
+
+/// Take one attempt per task and check that together they are the job.
+async fn winners(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Winners> {
+    if running.call.partial && !job.state.partial() {
+        return Err(Error::invalid(format!(
+            "{} commits all of its tasks at once; partial commits are for compact and create_index",
+            job.operation()
+        )));
+    }
+    let planned = plan(running, job, results).await?;
+    let attempts = attempts(job, results)?;
+    if let Some(task) = planned.missing.first()
+        && !running.call.partial
+    {
+        return Err(Error::new(
+            ErrorCode::Incomplete,
+            format!(
+                "{} of {} tasks of stage {} have no result yet, the first is task {}",
+                planned.missing.len(),
+                planned.tasks.len(),
+                task.stage,
+                task.id
+            ),
+        )
+        .for_task(&task.id.to_string()));
+    }
+    let mut chosen = Vec::new();
+    for task in &planned.tasks {
+        if let Some(of_one) = attempts.get(&task.id) {
+            chosen.push((task.index, winner(job, Some(task), of_one)?));
+        }
+    }
+    let mut open: Vec<TaskResult> = Vec::new();
+    for (task_id, of_one) in &attempts {
+        if !planned.known.contains(task_id) {
+            open.push(winner(job, None, of_one)?);
+        }
+    }
+    if job.state.check_open(&mut open)? {
+        chosen.extend((chosen.len() as u32..).zip(open));
+    } else if let Some(stranger) = open.first() {
+        return Err(Error::new(
+            ErrorCode::Verification,
+            format!("the result of task {} is of no task of this job", stranger.task_id),
+        )
+        .for_task(&stranger.task_id.to_string()));
+    }
+    Ok(Winners { results: chosen, complete: planned.missing.is_empty() })
+}
+
+fn winner(job: &Job, task: Option<&Task>, attempts: &[&TaskResult]) -> Result<TaskResult> {
+    let first = attempts.first().ok_or_else(|| Error::internal("a task without attempts"))?;
+    job.state
+        .verify(task, first)
+        .map_err(|e| e.with_code(ErrorCode::Verification).for_task(&first.task_id.to_string()))?;
+    Ok((*first).clone())
+}
+
+/// Everything that the manifest will refer to must be there: an abort, or a cleanup, may have been
+/// quicker.
+async fn check_files(running: &Running, job: &Job, winners: &Winners) -> Result<()> {
+    let options = &running.call.storage_options;
+    let files: Vec<WrittenFile> =
+        winners.results.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
+    let mut bases = job.state.bases();
+    if job.read_version > 0 && files.iter().any(|f| f.base.is_some()) {
+        bases.extend(bases_of(running.open(&job.uri, job.pin()).await?.as_ref()));
+    }
+    let sizes = running.datasets().sizes(&job.uri, options, &files, &bases).await?;
+    for (file, size) in files.iter().zip(sizes) {
+        let wrong = match size {
+            None => "is missing; was the job aborted or cleaned up?".to_owned(),
+            Some(size) if file.size != 0 && size != file.size => {
+                format!("has {size} bytes, its result says {}", file.size)
+            }
+            Some(_) => continue,
+        };
+        return Err(Error::new(ErrorCode::Verification, format!("file {} {wrong}", file.path)));
+    }
+    Ok(())
+}
+
+pub(crate) async fn abort(running: &Running, job: &Job, results: &[TaskResult]) -> Result<AbortReport> {
+    attempts(job, results)?;
+    let mut files: BTreeSet<WrittenFile> = BTreeSet::new();
+    for result in results {
+        for file in &result.files {
+            check_path(file)?;
+            files.insert(file.clone());
+        }
+    }
+    let options = &running.call.storage_options;
+    let mut bases = job.state.bases();
+    let mut referenced = HashSet::new();
+    let latest = running.datasets().open_latest(&job.uri, options).await?;
+    if let Some(latest) = &latest {
+        bases.extend(bases_of(latest));
+        let history = History::read(running, job).await?;
+        references(latest, &mut referenced).await?;
+        for version in history.versions() {
+            let pin = crate::dataset::Pin { version, timestamp: 0 };
+            references(running.open(&job.uri, pin).await?.as_ref(), &mut referenced).await?;
+        }
+    }
+    let (kept, doomed): (Vec<_>, Vec<_>) =
+        files.into_iter().partition(|file| referenced.contains(&reference_key(file)));
+    let sizes = running.datasets().sizes(&job.uri, options, &doomed, &bases).await?;
+    let (doomed, sizes): (Vec<_>, Vec<_>) =
+        doomed.into_iter().zip(sizes).filter_map(|(file, size)| Some((file, size?))).unzip();
+    let folders = folders(&doomed);
+    let count = doomed.len();
+    let left = running.datasets().remove(&job.uri, options, doomed, &bases).await?;
+    if let Some(file) = left.first() {
+        return Err(Error::new(
+            ErrorCode::Io,
+            format!("{} of {count} files could not be removed, the first is {}", left.len(), file.path),
+        ));
+    }
+    remove_empty_folders(&job.uri, folders, latest.is_none());
+    Ok(AbortReport {
+        files_removed: count as u64,
+        bytes_removed: sizes.iter().sum(),
+        kept: kept.len() as u64,
+    })
+}
+
+/// A damaged result must not delete what is not a task's.
+fn check_path(file: &WrittenFile) -> Result<()> {
+    let inside = file.base.is_some() || file.path.starts_with("data/") || file.path.starts_with("_indices/");
+    if !inside || file.path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(Error::new(
+            ErrorCode::Verification,
+            format!("a result lists {:?}, which no task writes", file.path),
+        ));
+    }
+    Ok(())
+}
+
+/// An index is referred to by its folder, a data file by its name.
+fn reference_key(file: &WrittenFile) -> (Option<u32>, String) {
+    let mut parts = file.path.split('/');
+    match (parts.next(), parts.next()) {
+        (Some("_indices"), Some(uuid)) => (None, format!("_indices/{uuid}")),
+        // A blob sidecar (data/<stem>/<id>.blob) lives as long as its data file.
+        (Some("data"), Some(stem)) if parts.next().is_some() => (file.base, format!("data/{stem}.lance")),
+        _ => (file.base, file.path.clone()),
+    }
+}
+
+async fn references(dataset: &Dataset, into: &mut HashSet<(Option<u32>, String)>) -> Result<()> {
+    let bases = bases_of(dataset);
+    for fragment in dataset.manifest.fragments.iter() {
+        for file in fragment.referenced_lance_files() {
+            into.insert((file.base_id, data_file_path(&file.path, file.base_id, &bases)));
+        }
+    }
+    for index in dataset.load_indices().await?.iter() {
+        into.insert((None, format!("_indices/{}", index.uuid)));
+    }
+    Ok(())
+}
+
+fn folders(files: &[WrittenFile]) -> BTreeSet<String> {
+    files
+        .iter()
+        .filter(|f| f.base.is_none())
+        .filter_map(|f| f.path.rsplit_once('/').map(|(folder, _)| folder.to_owned()))
+        .collect()
+}
+
+/// Local file systems keep empty folders; object stores have none.
+fn remove_empty_folders(uri: &str, folders: BTreeSet<String>, and_root: bool) {
+    if uri.contains("://") {
+        return;
+    }
+    let root = std::path::Path::new(uri);
+    for folder in folders.into_iter().rev() {
+        let mut path = root.join(folder);
+        while path != root && std::fs::remove_dir(&path).is_ok() {
+            path.pop();
+        }
+    }
+    if and_root {
+        let _ = std::fs::remove_dir(root);
+    }
+}

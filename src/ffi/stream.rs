@@ -1,0 +1,197 @@
+//! Arrow streams in and out. arrow-rs's own callbacks do not catch panics, so what goes out is wrapped.
+
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow_array::{RecordBatch, RecordBatchIterator, RecordBatchOptions, RecordBatchReader, StructArray};
+use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
+
+pub use arrow::ffi::FFI_ArrowSchema;
+pub use arrow::ffi_stream::FFI_ArrowArrayStream;
+use arrow::ffi::{FFI_ArrowArray, from_ffi_and_data_type};
+
+use super::guard::{inject_panic, null, panic_error};
+use crate::error::{Error, Result};
+
+pub(super) type Reader = Box<dyn RecordBatchReader + Send>;
+
+/// A stream handed in. Taken over first thing in each function, so that it is released on every path.
+pub(super) struct Input(Option<FFI_ArrowArrayStream>);
+
+impl Input {
+    /// # Safety
+    /// `stream` is NULL or points to a valid or released Arrow stream.
+    pub(super) unsafe fn take(stream: *mut FFI_ArrowArrayStream) -> Self {
+        if stream.is_null() {
+            return Self(None);
+        }
+        // SAFETY: by contract; the caller's struct is left released.
+        Self(Some(unsafe { FFI_ArrowArrayStream::from_raw(stream) }))
+    }
+
+    pub(super) fn optional(self, what: &str) -> Result<Option<Reader>> {
+        let Some(stream) = self.0 else { return Ok(None) };
+        let reader =
+            Imported::new(stream).map_err(|e| Error::invalid(format!("{what}: {e}")))?;
+        Ok(Some(Box::new(reader)))
+    }
+
+    pub(super) fn required(self, what: &str) -> Result<Reader> {
+        self.optional(what)?.ok_or_else(|| null(what))
+    }
+}
+
+/// As arrow-rs's `ArrowArrayStreamReader`, but buffers that are not aligned (the C Data Interface only
+/// recommends it) are copied where arrow-rs would panic.
+struct Imported {
+    stream: FFI_ArrowArrayStream,
+    schema: SchemaRef,
+}
+
+/// The next batch of a stream that stays the caller's.
+///
+/// # Safety
+/// `stream` is NULL or points to a valid or released Arrow stream of `schema`.
+pub(super) unsafe fn next_batch(
+    stream: *mut FFI_ArrowArrayStream,
+    schema: &SchemaRef,
+) -> Result<Option<RecordBatch>> {
+    // SAFETY: by contract.
+    let stream = unsafe { stream.as_mut() }.ok_or_else(|| null("stream"))?;
+    if stream.release.is_none() {
+        return Err(Error::invalid("the stream has been released already"));
+    }
+    Ok(pull(stream, schema)?)
+}
+
+fn pull(
+    stream: &mut FFI_ArrowArrayStream,
+    schema: &SchemaRef,
+) -> Result<Option<RecordBatch>, ArrowError> {
+    let mut array = FFI_ArrowArray::empty();
+    // SAFETY: a live stream, and a place for its next array.
+    let code = unsafe {
+        stream.get_next.map_or(libc::EINVAL, |f| f(&raw mut *stream, &raw mut array))
+    };
+    if code != 0 {
+        return Err(last_error(stream, code));
+    }
+    if array.is_released() {
+        return Ok(None);
+    }
+    batch(array, schema).map(Some)
+}
+
+fn batch(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let data_type = DataType::Struct(schema.fields().clone());
+    // SAFETY: the producer states that the array is of the stream's schema.
+    let mut data = unsafe { from_ffi_and_data_type(array, data_type) }?;
+    data.align_buffers();
+    let rows = data.len();
+    let (_, columns, nulls) = StructArray::from(data).into_parts();
+    if nulls.is_some_and(|n| n.null_count() > 0) {
+        return Err(ArrowError::CDataInterface("a record batch may not have null rows".into()));
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+}
+
+impl Imported {
+    fn new(mut stream: FFI_ArrowArrayStream) -> Result<Self, ArrowError> {
+        let (Some(_), Some(get_schema)) = (stream.release, stream.get_schema) else {
+            return Err(ArrowError::CDataInterface("the stream has been released already".into()));
+        };
+        let mut schema = FFI_ArrowSchema::empty();
+        // SAFETY: a live stream, and a place for its schema.
+        let code = unsafe { get_schema(&raw mut stream, &raw mut schema) };
+        if code != 0 {
+            return Err(last_error(&mut stream, code));
+        }
+        let schema = SchemaRef::new(Schema::try_from(&schema)?);
+        Ok(Self { stream, schema })
+    }
+}
+
+fn last_error(stream: &mut FFI_ArrowArrayStream, code: i32) -> ArrowError {
+    let text = stream
+        .get_last_error
+        // SAFETY: a live stream; the text is valid until the next call.
+        .map(|f| unsafe { f(&raw mut *stream) })
+        .filter(|text| !text.is_null())
+        // SAFETY: as above.
+        .map(|text| unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned());
+    ArrowError::CDataInterface(text.unwrap_or_else(|| format!("the stream failed with code {code}")))
+}
+
+impl Iterator for Imported {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        pull(&mut self.stream, &self.schema).transpose()
+    }
+}
+
+impl RecordBatchReader for Imported {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+/// # Safety
+/// `schema` is NULL or points to a valid or released Arrow schema.
+pub(super) unsafe fn take_schema(schema: *mut FFI_ArrowSchema) -> Option<FFI_ArrowSchema> {
+    if schema.is_null() {
+        return None;
+    }
+    // SAFETY: by contract; the caller's struct is left released.
+    Some(unsafe { FFI_ArrowSchema::from_raw(schema) })
+}
+
+/// A reader whose panics become errors of the stream.
+struct Guarded<R: RecordBatchReader> {
+    schema: SchemaRef,
+    inner: ManuallyDrop<R>,
+    dead: bool,
+}
+
+impl<R: RecordBatchReader> Iterator for Guarded<R> {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.dead {
+            return None;
+        }
+        let next = catch_unwind(AssertUnwindSafe(|| {
+            inject_panic("stream");
+            self.inner.next()
+        }));
+        next.unwrap_or_else(|panic| {
+            self.dead = true;
+            Some(Err(panic_error("the stream", panic.as_ref()).into()))
+        })
+    }
+}
+
+impl<R: RecordBatchReader> RecordBatchReader for Guarded<R> {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+impl<R: RecordBatchReader> Drop for Guarded<R> {
+    fn drop(&mut self) {
+        // SAFETY: dropped here and nowhere else.
+        let inner = unsafe { ManuallyDrop::take(&mut self.inner) };
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(inner)));
+    }
+}
+
+pub(super) fn export(reader: impl RecordBatchReader + Send + 'static) -> FFI_ArrowArrayStream {
+    let guarded = Guarded { schema: reader.schema(), inner: ManuallyDrop::new(reader), dead: false };
+    FFI_ArrowArrayStream::new(Box::new(guarded))
+}
+
+pub(super) fn export_batch(batch: RecordBatch) -> FFI_ArrowArrayStream {
+    let schema = batch.schema();
+    export(RecordBatchIterator::new([Ok(batch)], schema))
+}

@@ -1,0 +1,450 @@
+//! Compact: small or thinned-out fragments become full ones. Lance plans, rewrites and commits; this
+//! carries its options from the plan to the commit, and its tasks to other machines.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lance::Dataset;
+use lance::dataset::index::DatasetIndexRemapperOptions;
+use lance::dataset::optimize::{
+    CompactionMetrics, CompactionMode, CompactionOptions, CompactionTask, IndexRemapMode,
+    RewriteResult, TaskData, commit_compaction, plan_compaction,
+};
+use lance_file::version::LanceFileVersion;
+use lance_table::format::Fragment;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
+use crate::commit::{Applied, Committing};
+use crate::dataset::{Pin, bases_of, normalize, not_found};
+use crate::error::{Error, ErrorCode, Result};
+use crate::executor::{Input, Running};
+use crate::job::Job;
+use crate::operations::write::written_files;
+use crate::result::TaskResult;
+use crate::task::Task;
+
+pub(crate) struct Compact;
+
+macro_rules! compact_options {
+    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {
+        /// Rewrite small fragments, and fragments with many deletions, into full ones. Options are
+        /// Lance's `CompactionOptions`; where none is given the dataset's own configuration
+        /// (`lance.compaction.*`) holds, then Lance's default.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct CompactSpec {
+            /// The dataset: a path or an object-store URI.
+            pub uri: String,
+            $($(#[$doc])* pub $name: Option<$type>,)*
+            /// Stored with each transaction.
+            pub transaction_properties: Option<BTreeMap<String, String>>,
+            /// How many tasks one commit takes; default all in one. Smaller commits conflict less with
+            /// other writers.
+            pub micro_commit_batch_size: Option<u64>,
+        }
+
+        /// Lance's compaction options as they were given; what was not is the same default everywhere.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Options { $($(#[$doc])* pub $name: Option<$type>,)* }
+
+        impl CompactSpec {
+            fn options(&self) -> Options {
+                Options { $($name: self.$name.clone(),)* }
+            }
+        }
+    };
+}
+
+compact_options! {
+    /// Fragments with fewer rows are compacted. Default 1,048,576.
+    target_rows_per_fragment: u64,
+    /// Rows per group of the legacy storage version. Default 1,024.
+    max_rows_per_group: u64,
+    /// Bytes of a rewritten file at most. Default 90 GiB.
+    max_bytes_per_file: u64,
+    /// Rewrite fragments to drop their deleted rows. Default true.
+    materialize_deletions: bool,
+    /// The share of deleted rows, 0 to 1, from which a fragment is rewritten. Default 0.1.
+    materialize_deletions_threshold: f32,
+    /// Rows per batch while reading.
+    batch_size: u64,
+    /// Bytes that reading may queue.
+    io_buffer_size: u64,
+    /// Leave indexes to be remapped later, through the fragment reuse index. Default false.
+    defer_index_remap: bool,
+    /// `direct` (default) or `compact`: how row addresses are mapped for indexes.
+    index_remap_mode: String,
+    /// `reencode` (default), `try_binary_copy` or `force_binary_copy`.
+    compaction_mode: String,
+    /// Bytes per read of a binary copy. Default 16 MiB.
+    binary_copy_read_batch_bytes: u64,
+    /// Fragments to be compacted at most by this job. Default no limit.
+    max_source_fragments: u64,
+    /// Rows to be compacted at most by this job. Default no limit.
+    max_source_rows: u64,
+    /// Bytes to be compacted at most by this job. Default no limit.
+    max_source_bytes: u64,
+    /// Fragments to leave alone.
+    excluded_fragment_ids: Vec<u32>,
+    /// Fragments with more overlay files are rewritten. Default 10.
+    max_overlays_per_fragment: u64,
+    /// Lance's file version of the rewritten files. Default the dataset's.
+    data_storage_version: String,
+}
+
+impl Options {
+    /// Lance's options. `base` are the dataset's own, or Lance's default.
+    fn lance(&self, base: CompactionOptions) -> Result<CompactionOptions> {
+        let mut o = base;
+        fn set<T, U>(place: &mut T, value: &Option<U>, to: impl FnOnce(&U) -> T) {
+            if let Some(value) = value {
+                *place = to(value);
+            }
+        }
+        let size = |value: &u64| *value as usize;
+        set(&mut o.target_rows_per_fragment, &self.target_rows_per_fragment, size);
+        set(&mut o.max_rows_per_group, &self.max_rows_per_group, size);
+        set(&mut o.max_bytes_per_file, &self.max_bytes_per_file, |v| Some(*v as usize));
+        set(&mut o.materialize_deletions, &self.materialize_deletions, |v| *v);
+        set(&mut o.materialize_deletions_threshold, &self.materialize_deletions_threshold, |v| *v);
+        set(&mut o.batch_size, &self.batch_size, |v| Some(*v as usize));
+        set(&mut o.io_buffer_size, &self.io_buffer_size, |v| Some(*v));
+        set(&mut o.defer_index_remap, &self.defer_index_remap, |v| *v);
+        if let Some(mode) = &self.index_remap_mode {
+            o.index_remap_mode = IndexRemapMode::try_from(mode.as_str())
+                .map_err(|e| option("index_remap_mode", e))?;
+        }
+        if let Some(mode) = &self.compaction_mode {
+            o.compaction_mode = Some(
+                CompactionMode::try_from(mode.as_str()).map_err(|e| option("compaction_mode", e))?,
+            );
+        }
+        set(&mut o.binary_copy_read_batch_bytes, &self.binary_copy_read_batch_bytes, |v| Some(*v as usize));
+        set(&mut o.max_source_fragments, &self.max_source_fragments, |v| Some(*v as usize));
+        set(&mut o.max_source_rows, &self.max_source_rows, |v| Some(*v as usize));
+        set(&mut o.max_source_bytes, &self.max_source_bytes, |v| Some(*v));
+        set(&mut o.excluded_fragment_ids, &self.excluded_fragment_ids, Clone::clone);
+        set(&mut o.max_overlays_per_fragment, &self.max_overlays_per_fragment, |v| Some(*v as usize));
+        if let Some(version) = &self.data_storage_version {
+            o.data_storage_version = Some(
+                version
+                    .parse::<LanceFileVersion>()
+                    .map_err(|e| option("data_storage_version", e))?,
+            );
+        }
+        Ok(o)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("target_rows_per_fragment", self.target_rows_per_fragment),
+            ("max_rows_per_group", self.max_rows_per_group),
+            ("max_bytes_per_file", self.max_bytes_per_file),
+            ("batch_size", self.batch_size),
+            ("io_buffer_size", self.io_buffer_size),
+            ("binary_copy_read_batch_bytes", self.binary_copy_read_batch_bytes),
+            ("max_source_fragments", self.max_source_fragments),
+            ("max_source_rows", self.max_source_rows),
+            ("max_source_bytes", self.max_source_bytes),
+        ] {
+            if value == Some(0) {
+                return Err(Error::invalid(format!("option {name:?} is 0, it must be at least 1")));
+            }
+        }
+        if let Some(share) = self.materialize_deletions_threshold
+            && !(0.0..=1.0).contains(&share)
+        {
+            return Err(Error::invalid(format!(
+                "option \"materialize_deletions_threshold\" is {share}, it is a share from 0 to 1"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn option(name: &str, error: lance::Error) -> Error {
+    Error::from(error).with_code(ErrorCode::InvalidArgument).context(format!("option {name:?}"))
+}
+
+/// A compaction with its options resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompactState {
+    pub options: Options,
+    pub transaction_properties: Option<BTreeMap<String, String>>,
+    pub micro_commit_batch_size: Option<u64>,
+}
+
+/// One task: adjacent fragments of the pinned version that become new ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompactWork {
+    pub options: Options,
+    pub fragments: Vec<u64>,
+}
+
+impl Operation for Compact {
+    type Spec = CompactSpec;
+    type State = CompactState;
+    type Work = CompactWork;
+
+    const PARTIAL: bool = true;
+
+    async fn prepare(
+        cx: &Preparing<'_>,
+        spec: CompactSpec,
+        input: Option<arrow_schema::SchemaRef>,
+    ) -> Result<Prepared<CompactState>> {
+        let uri = normalize("uri", &spec.uri)?;
+        if input.is_some() {
+            return Err(Error::invalid("a compaction takes no input stream"));
+        }
+        if spec.micro_commit_batch_size == Some(0) {
+            return Err(Error::invalid("option \"micro_commit_batch_size\" is 0, it must be at least 1"));
+        }
+        let mut options = spec.options();
+        options.check()?;
+        let running = cx.running;
+        let dataset = running
+            .datasets()
+            .open_latest(&uri, &running.call.storage_options)
+            .await?
+            .ok_or_else(|| not_found(&uri))?;
+        // What the dataset's configuration says is pinned with the job, not looked up again later.
+        let resolved = options.lance(CompactionOptions::from_dataset_config(
+            &dataset.manifest.config,
+        )?)?;
+        options = pinned(options, &resolved);
+        Ok(Prepared {
+            uri,
+            pin: Pin::of(&dataset),
+            state: CompactState {
+                options,
+                transaction_properties: spec.transaction_properties,
+                micro_commit_batch_size: spec.micro_commit_batch_size,
+            },
+        })
+    }
+
+    async fn stage(
+        cx: &Running,
+        job: &Job,
+        state: &CompactState,
+        stage: u32,
+        _earlier: &[TaskResult],
+    ) -> Result<Option<Vec<NewWork<CompactWork>>>> {
+        if stage > 0 {
+            return Ok(None);
+        }
+        let dataset = cx.open(&job.uri, job.pin()).await?;
+        let plan = plan_compaction(&dataset, &state.options.lance(Default::default())?).await?;
+        let tasks = plan.tasks.into_iter().map(|task| NewWork {
+            key: None,
+            rows: task.fragments.iter().map(live_rows).sum(),
+            bytes: task.fragments.iter().flat_map(|f| written_sizes(f)).sum(),
+            work: CompactWork {
+                options: state.options.clone(),
+                fragments: task.fragments.iter().map(|f| f.id).collect(),
+            },
+        });
+        Ok(Some(tasks.collect()))
+    }
+
+    fn memory(cx: &Running, task: &Task, _work: &CompactWork) -> u64 {
+        // Batches being read and pages being filled; a small task holds its rows at most twice.
+        (task.estimated_bytes.saturating_mul(2) + (16 << 20)).min(512 << 20).min(cx.memory_share())
+    }
+
+    async fn execute(
+        cx: &Running,
+        task: &Task,
+        work: &CompactWork,
+        input: Option<Input>,
+    ) -> Result<Produced> {
+        if input.is_some() {
+            return Err(Error::invalid("a compaction takes no input stream"));
+        }
+        let dataset = cx.open(&task.uri, task.pin()).await?;
+        let fragments = fragments(&dataset, &work.fragments)?;
+        let rows_in = fragments.iter().map(live_rows).sum();
+        let bytes_read = fragments.iter().flat_map(|f| written_sizes(f)).sum();
+        let lance_task = CompactionTask {
+            task: TaskData { fragments },
+            read_version: task.read_version,
+            options: work.options.lance(Default::default())?,
+        };
+        let result = lance_task.execute(&dataset).await?;
+        let bases = bases_of(&dataset);
+        let files: Vec<_> =
+            result.new_fragments.iter().flat_map(|f| written_files(f, &bases)).collect();
+        Ok(Produced {
+            fragments: result
+                .new_fragments
+                .iter()
+                .map(serde_json::to_string)
+                .collect::<Result<_, _>>()?,
+            rows_in,
+            rows_out: result.new_fragments.iter().map(live_rows).sum(),
+            bytes_read,
+            bytes_written: files.iter().map(|f| f.size).sum(),
+            files,
+            payload: serde_json::to_value(&result)?,
+            ..Default::default()
+        })
+    }
+
+    fn verify(
+        _state: &CompactState,
+        task: Option<&Task>,
+        work: Option<&CompactWork>,
+        result: &TaskResult,
+    ) -> Result<()> {
+        let wrong = |what: String| Err(Error::new(ErrorCode::Verification, what));
+        let rewrite = rewrite(result)?;
+        let sources: Vec<u64> = rewrite.original_fragments.iter().map(|f| f.id).collect();
+        if let Some(work) = work
+            && work.fragments != sources
+        {
+            return wrong(format!("it rewrote fragments {sources:?}, its task has {:?}", work.fragments));
+        }
+        let live: u64 = rewrite.original_fragments.iter().map(live_rows).sum();
+        let rows: u64 = rewrite.new_fragments.iter().map(live_rows).sum();
+        let expected = task.map_or(live, |t| t.estimated_rows);
+        if rows != expected || result.rows_out != rows {
+            return wrong(format!(
+                "{expected} rows were there, {rows} are in the new fragments, {} are stated",
+                result.rows_out
+            ));
+        }
+        if rewrite.read_version != result.read_version {
+            return wrong(format!(
+                "it read version {}, its job pins {}",
+                rewrite.read_version, result.read_version
+            ));
+        }
+        let listed: std::collections::HashSet<&str> =
+            result.files.iter().map(|f| f.path.as_str()).collect();
+        for file in rewrite.new_fragments.iter().flat_map(|f| &f.files) {
+            if !listed.iter().any(|path| path.ends_with(file.path.as_str())) {
+                return wrong(format!("data file {} is not among the files it lists", file.path));
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_size(state: &CompactState) -> Option<usize> {
+        state.micro_commit_batch_size.map(|n| n as usize)
+    }
+
+    async fn commit(
+        cx: &Committing<'_>,
+        _job: &Job,
+        state: &CompactState,
+        winners: &[TaskResult],
+    ) -> Result<Applied> {
+        let properties = cx.properties(state.transaction_properties.as_ref());
+        if winners.is_empty() {
+            // Nothing to compact is not a reason to make a version.
+            return Ok(Applied { metrics: Metrics::new(), nothing: true });
+        }
+        let mut options = state.options.lance(Default::default())?;
+        options.transaction_properties = Some(Arc::new(properties));
+        let rewrites = winners.iter().map(rewrite).collect::<Result<Vec<_>>>()?;
+        let added: u64 = rewrites.iter().flat_map(|r| &r.new_fragments).flat_map(written_sizes).sum();
+        let removed: u64 =
+            rewrites.iter().flat_map(|r| &r.original_fragments).flat_map(written_sizes).sum();
+        let mut dataset = cx.dataset().await?;
+        let remap = Arc::new(DatasetIndexRemapperOptions::default());
+        let m: CompactionMetrics = commit_compaction(&mut dataset, rewrites, remap, &options).await?;
+        Ok(Applied {
+            metrics: Metrics::from([
+                ("fragments_removed".into(), m.fragments_removed as u64),
+                ("fragments_added".into(), m.fragments_added as u64),
+                ("files_removed".into(), m.files_removed as u64),
+                ("files_added".into(), m.files_added as u64),
+                ("bytes_removed".into(), removed),
+                ("bytes_added".into(), added),
+                ("tasks".into(), winners.len() as u64),
+                ("commits".into(), 1),
+            ]),
+            nothing: false,
+        })
+    }
+}
+
+/// Options given by the dataset's configuration become the job's own.
+fn pinned(mut options: Options, resolved: &CompactionOptions) -> Options {
+    let defaults = CompactionOptions::default();
+    macro_rules! pin {
+        ($($name:ident: $to:expr),* $(,)?) => {
+            $(if options.$name.is_none() && resolved.$name != defaults.$name {
+                #[allow(clippy::redundant_closure_call)]
+                { options.$name = ($to)(resolved.$name.clone()); }
+            })*
+        };
+    }
+    pin! {
+        target_rows_per_fragment: |v| Some(v as u64),
+        max_rows_per_group: |v| Some(v as u64),
+        max_bytes_per_file: |v: Option<usize>| v.map(|v| v as u64),
+        materialize_deletions: Some,
+        materialize_deletions_threshold: Some,
+        batch_size: |v: Option<usize>| v.map(|v| v as u64),
+        io_buffer_size: |v: Option<u64>| v,
+        defer_index_remap: Some,
+        binary_copy_read_batch_bytes: |v: Option<usize>| v.map(|v| v as u64),
+        max_source_fragments: |v: Option<usize>| v.map(|v| v as u64),
+        max_source_rows: |v: Option<usize>| v.map(|v| v as u64),
+        max_source_bytes: |v: Option<u64>| v,
+        excluded_fragment_ids: Some,
+        max_overlays_per_fragment: |v: Option<usize>| v.map(|v| v as u64),
+    }
+    if options.index_remap_mode.is_none() && resolved.index_remap_mode == IndexRemapMode::Compact {
+        options.index_remap_mode = Some("compact".into());
+    }
+    if options.compaction_mode.is_none() {
+        options.compaction_mode = resolved.compaction_mode.map(|mode| {
+            match mode {
+                CompactionMode::Reencode => "reencode",
+                CompactionMode::TryBinaryCopy => "try_binary_copy",
+                CompactionMode::ForceBinaryCopy => "force_binary_copy",
+            }
+            .into()
+        });
+    }
+    options
+}
+
+fn rewrite(result: &TaskResult) -> Result<RewriteResult> {
+    serde_json::from_str(&result.payload).map_err(|e| {
+        Error::new(ErrorCode::Decode, format!("the rewrite of task {}: {e}", result.task_id))
+    })
+}
+
+fn live_rows(fragment: &Fragment) -> u64 {
+    fragment.num_rows().unwrap_or(0) as u64
+}
+
+fn written_sizes(fragment: &Fragment) -> impl Iterator<Item = u64> + '_ {
+    fragment.files.iter().map(|f| f.file_size_bytes.get().map_or(0, u64::from))
+}
+
+/// The pinned version's own metadata: a task carries ids only.
+fn fragments(dataset: &Dataset, ids: &[u64]) -> Result<Vec<Fragment>> {
+    let all = &dataset.manifest.fragments;
+    ids.iter()
+        .map(|id| {
+            // Sorted by id, as Lance keeps them.
+            let found = all.binary_search_by_key(id, |f| f.id).ok().map(|at| all[at].clone());
+            found.ok_or_else(|| {
+                Error::new(
+                    ErrorCode::Verification,
+                    format!("fragment {id} is not in version {}", dataset.manifest.version),
+                )
+            })
+        })
+        .collect()
+}

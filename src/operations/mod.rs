@@ -1,0 +1,303 @@
+//! The operations. Each is one room with its prepare, plan, execute and commit; everything else knows
+//! only the shape below. A new operation is a module and one line in [`operations!`].
+
+pub mod compact;
+pub mod create_index;
+pub mod write;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use arrow_schema::SchemaRef;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::codec::Descriptor;
+use crate::commit::{Applied, Committing, Concurrency};
+use crate::dataset::{Bases, Pin};
+use crate::error::{Error, Result};
+use crate::executor::{Input, Running};
+use crate::job::{Job, NewTask};
+use crate::result::{TaskResult, WrittenFile};
+use crate::task::Task;
+
+/// The shape of an operation.
+pub(crate) trait Operation {
+    /// As the user states it. Options that are not given are `None`: defaults are resolved by `prepare`.
+    type Spec: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
+    /// What `prepare` resolved: everything that tasks must agree on.
+    type State: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
+    /// One task's own part.
+    type Work: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
+
+    /// Whether a part of the tasks may be committed by itself.
+    const PARTIAL: bool = false;
+
+    /// Validate, pin the version, resolve every default. `input` is the schema of the stream that will
+    /// be handed to tasks, for operations that take one.
+    fn prepare(
+        cx: &Preparing<'_>,
+        spec: Self::Spec,
+        input: Option<SchemaRef>,
+    ) -> impl Future<Output = Result<Prepared<Self::State>>> + Send;
+
+    /// The task of a partition that the caller names: its place among the tasks, and its work.
+    fn partition(_state: &Self::State, partition: &str) -> Result<(u32, NewWork<Self::Work>)> {
+        Err(Error::invalid(format!(
+            "partition {partition:?}: only a write without sources has tasks by partition"
+        )))
+    }
+
+    /// All tasks of a stage in a fixed order, given the results of the stages before; `None` = there is
+    /// no such stage. Pure: the same at every call, in every process.
+    fn stage(
+        cx: &Running,
+        job: &Job,
+        state: &Self::State,
+        stage: u32,
+        earlier: &[TaskResult],
+    ) -> impl Future<Output = Result<Option<Vec<NewWork<Self::Work>>>>> + Send;
+
+    /// Bytes of memory that executing holds at most; counted against the executor's budget.
+    fn memory(cx: &Running, task: &Task, work: &Self::Work) -> u64;
+
+    /// Write files, never the manifest.
+    fn execute(
+        cx: &Running,
+        task: &Task,
+        work: &Self::Work,
+        input: Option<Input>,
+    ) -> impl Future<Output = Result<Produced>> + Send;
+
+    /// Check one result against the task that it is of.
+    fn verify(state: &Self::State, task: Option<&Task>, work: Option<&Self::Work>, result: &TaskResult) -> Result<()>;
+
+    /// Apply the winners, one per task and in the order of the tasks, to the dataset; called by the
+    /// exactly-once machinery, which guards every manifest write that this makes.
+    fn commit(
+        cx: &Committing<'_>,
+        job: &Job,
+        state: &Self::State,
+        winners: &[TaskResult],
+    ) -> impl Future<Output = Result<Applied>> + Send;
+
+    /// How many commits of how many tasks each; `None` = one commit of all.
+    fn batch_size(_state: &Self::State) -> Option<usize> {
+        None
+    }
+
+    /// What may come between the pinned version and the commit.
+    fn concurrency(_state: &Self::State) -> Concurrency {
+        Concurrency::Rebase
+    }
+
+    /// Bases that the job itself registers, beside those of the dataset.
+    fn bases(_state: &Self::State) -> Bases {
+        Bases::new()
+    }
+
+    /// For jobs whose tasks the caller names: check that the set of winners is what was stated, and
+    /// order it. Jobs with planned tasks are checked by the machinery.
+    fn check_open(_state: &Self::State, _winners: &mut Vec<TaskResult>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// What [`Operation::prepare`] works with.
+pub(crate) struct Preparing<'a> {
+    pub running: &'a Running,
+}
+
+/// A prepared job, before it has an id.
+pub(crate) struct Prepared<S> {
+    pub uri: String,
+    pub pin: Pin,
+    pub state: S,
+}
+
+/// One task to be.
+pub(crate) struct NewWork<W> {
+    pub key: Option<String>,
+    pub work: W,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// What an attempt made.
+#[derive(Debug, Default)]
+pub(crate) struct Produced {
+    pub payload: Value,
+    pub fragments: Vec<String>,
+    pub index_segments: Vec<Vec<u8>>,
+    pub files: Vec<WrittenFile>,
+    pub rows_in: u64,
+    pub rows_out: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+}
+
+pub(crate) type Metrics = BTreeMap<String, u64>;
+
+macro_rules! operations {
+    ($($variant:ident $name:literal => $operation:ty),* $(,)?) => {
+        /// The operations' names, as in a spec.
+        pub const NAMES: &[&str] = &[$($name),*];
+
+        /// An operation with its options on one dataset, as a user states it.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(private_interfaces, private_bounds)]
+        pub enum Spec { $($variant(<$operation as Operation>::Spec)),* }
+
+        /// What an operation resolved at prepare.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(private_interfaces, private_bounds)]
+        pub enum JobState { $($variant(<$operation as Operation>::State)),* }
+
+        /// An operation's part of a task.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(private_interfaces, private_bounds)]
+        pub enum Work { $($variant(<$operation as Operation>::Work)),* }
+
+        $(impl From<NewWork<<$operation as Operation>::Work>> for NewTask {
+            fn from(new: NewWork<<$operation as Operation>::Work>) -> Self {
+                NewTask {
+                    key: new.key,
+                    work: Work::$variant(new.work),
+                    estimated_rows: new.rows,
+                    estimated_bytes: new.bytes,
+                }
+            }
+        })*
+
+        impl Spec {
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),* }
+            }
+
+            pub(crate) async fn prepare(
+                self,
+                cx: &Preparing<'_>,
+                input: Option<SchemaRef>,
+            ) -> Result<Prepared<JobState>> {
+                match self {
+                    $(Self::$variant(spec) => {
+                        let p = <$operation>::prepare(cx, spec, input).await?;
+                        Ok(Prepared {
+                            uri: p.uri,
+                            pin: p.pin,
+                            state: JobState::$variant(p.state),
+                        })
+                    })*
+                }
+            }
+
+            /// The JSON Schema of each operation's spec, by name.
+            pub(crate) fn schemas(generator: &mut schemars::SchemaGenerator) -> Vec<(&'static str, schemars::Schema)> {
+                vec![$(($name, generator.subschema_for::<<$operation as Operation>::Spec>())),*]
+            }
+        }
+
+        impl JobState {
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),* }
+            }
+
+            pub(crate) fn partial(&self) -> bool {
+                match self { $(Self::$variant(_) => <$operation as Operation>::PARTIAL),* }
+            }
+
+            pub(crate) fn concurrency(&self) -> Concurrency {
+                match self { $(Self::$variant(state) => <$operation>::concurrency(state)),* }
+            }
+
+            pub(crate) fn bases(&self) -> Bases {
+                match self { $(Self::$variant(state) => <$operation>::bases(state)),* }
+            }
+
+            pub(crate) fn batch_size(&self) -> Option<usize> {
+                match self { $(Self::$variant(state) => <$operation>::batch_size(state)),* }
+            }
+
+            pub(crate) fn partition(&self, partition: &str) -> Result<(u32, NewTask)> {
+                match self {
+                    $(Self::$variant(state) => {
+                        <$operation>::partition(state, partition).map(|(i, w)| (i, w.into()))
+                    })*
+                }
+            }
+
+            pub(crate) async fn stage(
+                &self,
+                cx: &Running,
+                job: &Job,
+                stage: u32,
+                earlier: &[TaskResult],
+            ) -> Result<Option<Vec<NewTask>>> {
+                match self {
+                    $(Self::$variant(state) => Ok(<$operation>::stage(cx, job, state, stage, earlier)
+                        .await?
+                        .map(|tasks| tasks.into_iter().map(Into::into).collect())),)*
+                }
+            }
+
+            pub(crate) fn verify(&self, task: Option<&Task>, result: &TaskResult) -> Result<()> {
+                match self {
+                    $(Self::$variant(state) => {
+                        let work = task.and_then(|t| match &t.work {
+                            Work::$variant(work) => Some(work),
+                            #[allow(unreachable_patterns)]
+                            _ => None,
+                        });
+                        <$operation>::verify(state, task, work, result)
+                    })*
+                }
+            }
+
+            pub(crate) fn check_open(&self, winners: &mut Vec<TaskResult>) -> Result<bool> {
+                match self { $(Self::$variant(state) => <$operation>::check_open(state, winners)),* }
+            }
+
+            pub(crate) async fn commit(
+                &self,
+                cx: &Committing<'_>,
+                job: &Job,
+                winners: &[TaskResult],
+            ) -> Result<Applied> {
+                match self { $(Self::$variant(state) => <$operation>::commit(cx, job, state, winners).await),* }
+            }
+        }
+
+        impl Work {
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),* }
+            }
+
+            pub(crate) fn memory(&self, cx: &Running, task: &Task) -> u64 {
+                match self { $(Self::$variant(work) => <$operation>::memory(cx, task, work)),* }
+            }
+
+            pub(crate) async fn execute(
+                &self,
+                cx: &Running,
+                task: &Task,
+                input: Option<Input>,
+            ) -> Result<Produced> {
+                match self { $(Self::$variant(work) => <$operation>::execute(cx, task, work, input).await),* }
+            }
+        }
+    };
+}
+
+operations! {
+    Write "write" => write::Write,
+    Compact "compact" => compact::Compact,
+    CreateIndex "create_index" => create_index::CreateIndex,
+}
+
+impl Descriptor for Spec {
+    const KIND: &'static str = "spec";
+}

@@ -1,0 +1,476 @@
+//! Write: rows become new fragments, by create, append or overwrite.
+
+mod align;
+mod input;
+mod sink;
+mod source;
+mod spec;
+
+use std::sync::Arc;
+
+use arrow_schema::{Schema, SchemaRef};
+use futures::{StreamExt, TryStreamExt};
+use lance::dataset::transaction::Operation as LanceOperation;
+use lance::dataset::{ExternalBlobMode, WriteMode, WriteParams};
+use lance::{Dataset, datatypes::Schema as LanceSchema};
+use lance_file::version::LanceFileVersion;
+use lance_table::format::{BasePath, Fragment};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
+use crate::codec::Blob;
+use crate::commit::{Applied, Committing, Concurrency};
+use crate::dataset::{Bases, Pin, bases_of, normalize, not_found, store_params};
+use crate::error::{Error, ErrorCode, Result};
+use crate::executor::{Input, Running};
+use crate::job::Job;
+use crate::result::TaskResult;
+use crate::task::Task;
+use align::Aligner;
+use sink::Sink;
+pub(crate) use sink::written_files;
+use source::{Batches, Piece, Reading, Source};
+pub use spec::{AutoCleanup, Base, Format, Mode, SourceSpec, WriteSpec};
+
+pub(crate) struct Write;
+
+/// A write with its defaults resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WriteState {
+    /// What each task needs.
+    pub shared: Shared,
+    /// `None` = the job is open.
+    pub sources: Option<Vec<Source>>,
+    pub partitions: Option<Vec<String>>,
+    pub num_partitions: Option<u64>,
+    pub max_rows_per_task: u64,
+    /// The ids that the schema's fields have in the dataset.
+    pub field_ids: Vec<i32>,
+    pub transaction_properties: Option<std::collections::BTreeMap<String, String>>,
+    pub discard_concurrent: bool,
+}
+
+/// What all tasks of a write agree on; travels in each of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shared {
+    pub mode: Mode,
+    /// The Arrow schema of the rows to be written, as IPC bytes.
+    pub schema: Blob,
+    pub max_rows_per_file: u64,
+    pub max_bytes_per_file: u64,
+    pub max_rows_per_group: u64,
+    pub data_storage_version: String,
+    pub enable_stable_row_ids: bool,
+    pub enable_v2_manifest_paths: bool,
+    pub auto_cleanup: Option<AutoCleanup>,
+    pub skip_auto_cleanup: bool,
+    pub initial_bases: Option<Vec<Base>>,
+    pub target_bases: Option<Vec<String>>,
+    pub target_all_bases: Option<bool>,
+    pub ingest_external_blobs: bool,
+    pub allow_external_blob_outside_bases: bool,
+    pub blob_pack_file_size_threshold: Option<u64>,
+}
+
+/// One task of a write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WriteWork {
+    pub shared: Shared,
+    pub rows: Rows,
+}
+
+/// Where a task's rows come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rows {
+    /// A stream that the caller hands to `execute`.
+    Partition(String),
+    /// Pieces of files, in order.
+    Pieces { readings: Vec<Reading>, pieces: Vec<Piece> },
+}
+
+pub(super) fn schema_bytes(schema: &Schema) -> Result<Blob> {
+    let mut bytes = Vec::new();
+    arrow_ipc::writer::StreamWriter::try_new(&mut bytes, schema)?.finish()?;
+    Ok(Blob(bytes))
+}
+
+pub(super) fn schema_from(bytes: &Blob) -> Result<SchemaRef> {
+    let bytes = bytes.0.clone();
+    let read = move || arrow_ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None);
+    // The IPC reader may panic on damaged bytes.
+    match std::panic::catch_unwind(read) {
+        Ok(Ok(reader)) => Ok(arrow_array::RecordBatchReader::schema(&reader)),
+        Ok(Err(error)) => Err(Error::new(ErrorCode::Decode, format!("schema: {error}"))),
+        Err(_) => Err(Error::new(ErrorCode::Decode, "schema: damaged Arrow IPC bytes")),
+    }
+}
+
+impl Shared {
+    fn arrow_schema(&self) -> Result<SchemaRef> {
+        schema_from(&self.schema)
+    }
+
+    fn version(&self) -> Result<LanceFileVersion> {
+        Ok(self.data_storage_version.parse::<LanceFileVersion>()?)
+    }
+
+    fn bases(&self) -> Bases {
+        self.initial_bases.iter().flatten().map(|b| (b.id, base_path(b))).collect()
+    }
+
+    fn params(&self, running: &Running) -> Result<WriteParams> {
+        let store = store_params(&running.call.storage_options);
+        Ok(WriteParams {
+            max_rows_per_file: self.max_rows_per_file as usize,
+            max_rows_per_group: self.max_rows_per_group as usize,
+            max_bytes_per_file: self.max_bytes_per_file as usize,
+            mode: match self.mode {
+                Mode::Create => WriteMode::Create,
+                Mode::Append => WriteMode::Append,
+                Mode::Overwrite => WriteMode::Overwrite,
+            },
+            store_params: Some(store),
+            session: Some(running.datasets().session()),
+            data_storage_version: Some(self.version()?),
+            enable_stable_row_ids: self.enable_stable_row_ids,
+            enable_v2_manifest_paths: self.enable_v2_manifest_paths,
+            initial_bases: self.initial_bases.as_ref().map(|b| b.iter().map(base_path).collect()),
+            target_base_names_or_paths: self.target_bases.clone(),
+            target_all_bases: self.target_all_bases,
+            external_blob_mode: if self.ingest_external_blobs {
+                ExternalBlobMode::Ingest
+            } else {
+                ExternalBlobMode::Reference
+            },
+            allow_external_blob_outside_bases: self.allow_external_blob_outside_bases,
+            blob_pack_file_size_threshold: self.blob_pack_file_size_threshold.map(|b| b as usize),
+            ..Default::default()
+        })
+    }
+}
+
+fn base_path(base: &Base) -> BasePath {
+    BasePath {
+        id: base.id,
+        name: base.name.clone(),
+        is_dataset_root: base.is_dataset_root,
+        path: base.path.clone(),
+    }
+}
+
+/// The schema that a create or overwrite commits, numbered as Lance's writer numbers it.
+fn lance_schema(schema: &Schema, mode: Mode) -> Result<LanceSchema> {
+    let mut lance = LanceSchema::try_from(schema)?;
+    lance.validate()?;
+    if mode == Mode::Create {
+        lance.try_reassign_field_ids(None)?;
+    }
+    Ok(lance)
+}
+
+impl Operation for Write {
+    type Spec = WriteSpec;
+    type State = WriteState;
+    type Work = WriteWork;
+
+    async fn prepare(
+        cx: &Preparing<'_>,
+        spec: WriteSpec,
+        input: Option<SchemaRef>,
+    ) -> Result<Prepared<WriteState>> {
+        input::prepare(cx.running, spec, input).await
+    }
+
+    fn partition(state: &WriteState, partition: &str) -> Result<(u32, NewWork<WriteWork>)> {
+        if state.sources.is_some() {
+            return Err(Error::invalid(format!(
+                "partition {partition:?}: the job reads its own sources; execute the tasks of its plan"
+            )));
+        }
+        if partition.is_empty() {
+            return Err(Error::invalid("a partition needs a name"));
+        }
+        let index = match &state.partitions {
+            Some(stated) => stated.iter().position(|p| p == partition).ok_or_else(|| {
+                Error::invalid(format!(
+                    "partition {partition:?} is none of the {} that the job states",
+                    stated.len()
+                ))
+            })?,
+            None => 0,
+        };
+        Ok((index as u32, partition_work(state, partition)))
+    }
+
+    async fn stage(
+        _cx: &Running,
+        _job: &Job,
+        state: &WriteState,
+        stage: u32,
+        _earlier: &[TaskResult],
+    ) -> Result<Option<Vec<NewWork<WriteWork>>>> {
+        if stage > 0 {
+            return Ok(None);
+        }
+        Ok(Some(match (&state.sources, &state.partitions) {
+            (Some(sources), _) => input::cut(state, sources),
+            (None, Some(stated)) => stated.iter().map(|p| partition_work(state, p)).collect(),
+            (None, None) => Vec::new(),
+        }))
+    }
+
+    fn memory(cx: &Running, _task: &Task, _work: &WriteWork) -> u64 {
+        cx.memory_share().min(WAITING + ENCODING)
+    }
+
+    async fn execute(
+        cx: &Running,
+        task: &Task,
+        work: &WriteWork,
+        input: Option<Input>,
+    ) -> Result<Produced> {
+        let schema = work.shared.arrow_schema()?;
+        let batches = match (&work.rows, input) {
+            (Rows::Partition(_), Some(reader)) => input::stream(reader, &schema, cx)?,
+            (Rows::Partition(name), None) => {
+                return Err(Error::invalid(format!(
+                    "the task of partition {name:?} needs an input stream"
+                )));
+            }
+            (Rows::Pieces { .. }, Some(_)) => {
+                return Err(Error::invalid("the task reads its own sources and takes no input stream"));
+            }
+            (Rows::Pieces { readings, pieces }, None) => {
+                input::pieces(cx, readings.clone(), pieces.clone(), &schema)
+            }
+        };
+        let dataset = match task.read_version {
+            0 => None,
+            _ => Some(cx.open(&task.uri, task.pin()).await?),
+        };
+        let mut bases = work.shared.bases();
+        if let Some(dataset) = &dataset {
+            bases.extend(bases_of(dataset));
+        }
+        cx.set_bases(bases.clone());
+        let expected = match work.shared.mode {
+            Mode::Append => None,
+            mode => Some(lance_schema(&schema, mode)?),
+        };
+        let memory = Self::memory(cx, task, work);
+        let sink = Sink {
+            running: cx,
+            uri: &task.uri,
+            dataset,
+            params: work.shared.params(cx)?,
+            bases,
+            expected,
+            memory: memory.saturating_sub(ENCODING).max(memory / 2),
+        };
+        let written = sink.write(schema, batches).await?;
+        let expected_rows = task.estimated_rows;
+        if let Rows::Pieces { pieces, .. } = &work.rows
+            && pieces.iter().all(|p| p.file.rows.is_some())
+            && expected_rows != written.rows_in
+        {
+            return Err(Error::new(
+                ErrorCode::Source,
+                format!("the sources gave {} rows, {expected_rows} were planned", written.rows_in),
+            ));
+        }
+        let files: Vec<_> =
+            written.fragments.iter().flat_map(|f| written_files(f, &sink.bases)).collect();
+        let partition = match &work.rows {
+            Rows::Partition(name) => Some(name),
+            Rows::Pieces { .. } => None,
+        };
+        Ok(Produced {
+            payload: json!({ "partition": partition }),
+            fragments: written
+                .fragments
+                .iter()
+                .map(serde_json::to_string)
+                .collect::<Result<_, _>>()?,
+            rows_in: written.rows_in,
+            rows_out: written.rows_in,
+            bytes_read: written.bytes_in,
+            bytes_written: files.iter().map(|f| f.size).sum(),
+            files,
+            ..Default::default()
+        })
+    }
+
+    fn verify(
+        state: &WriteState,
+        task: Option<&Task>,
+        work: Option<&WriteWork>,
+        result: &TaskResult,
+    ) -> Result<()> {
+        let wrong = |what: String| Err(Error::new(ErrorCode::Verification, what));
+        let fragments = fragments(result)?;
+        let rows: u64 = fragments.iter().map(|f| f.physical_rows.unwrap_or(0) as u64).sum();
+        if rows != result.rows_out || result.rows_in != result.rows_out {
+            return wrong(format!(
+                "{} rows in, {} rows out, {rows} rows in its fragments",
+                result.rows_in, result.rows_out
+            ));
+        }
+        if let (Some(task), Some(Rows::Pieces { pieces, .. })) = (task, work.map(|w| &w.rows))
+            && pieces.iter().all(|p| p.file.rows.is_some())
+            && task.estimated_rows != rows
+        {
+            return wrong(format!("{rows} rows, its task has {}", task.estimated_rows));
+        }
+        let listed: std::collections::HashSet<&str> =
+            result.files.iter().map(|f| f.path.as_str()).collect();
+        for file in fragments.iter().flat_map(|f| &f.files) {
+            let mut seen = std::collections::HashSet::new();
+            for id in file.fields.iter() {
+                if !state.field_ids.contains(id) || !seen.insert(*id) {
+                    return wrong(format!(
+                        "data file {} has field ids {:?}, the schema has {:?}",
+                        file.path, file.fields, state.field_ids
+                    ));
+                }
+            }
+            if !listed.iter().any(|path| path.ends_with(file.path.as_str())) {
+                return wrong(format!("data file {} is not among the files it lists", file.path));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_open(state: &WriteState, winners: &mut Vec<TaskResult>) -> Result<bool> {
+        if state.sources.is_some() || state.partitions.is_some() {
+            return Ok(false);
+        }
+        if let Some(n) = state.num_partitions
+            && winners.len() as u64 != n
+        {
+            return Err(Error::new(
+                ErrorCode::Incomplete,
+                format!("the job states {n} partitions, {} have a result", winners.len()),
+            ));
+        }
+        let mut keyed = winners
+            .drain(..)
+            .map(|result| {
+                let payload: serde_json::Value = serde_json::from_str(&result.payload)?;
+                let partition = payload["partition"].as_str().unwrap_or_default().to_owned();
+                let id = uuid::Uuid::new_v5(&result.job_id, format!("partition/{partition}").as_bytes());
+                if id != result.task_id {
+                    return Err(Error::new(
+                        ErrorCode::Verification,
+                        format!("the result of task {} is not of partition {partition:?}", result.task_id),
+                    ));
+                }
+                Ok((input::natural(&partition), result))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        keyed.sort_by(|a, b| a.0.cmp(&b.0));
+        winners.extend(keyed.into_iter().map(|(_, result)| result));
+        Ok(true)
+    }
+
+    fn concurrency(state: &WriteState) -> Concurrency {
+        match state.shared.mode {
+            Mode::Create => Concurrency::Create,
+            Mode::Overwrite if !state.discard_concurrent => Concurrency::Exclusive,
+            _ => Concurrency::Rebase,
+        }
+    }
+
+    fn bases(state: &WriteState) -> Bases {
+        state.shared.bases()
+    }
+
+    async fn commit(
+        cx: &Committing<'_>,
+        job: &Job,
+        state: &WriteState,
+        winners: &[TaskResult],
+    ) -> Result<Applied> {
+        let shared = &state.shared;
+        let mut all: Vec<Fragment> = Vec::new();
+        for winner in winners {
+            all.extend(fragments(winner)?);
+        }
+        let metrics = Metrics::from([
+            ("fragments_added".into(), all.len() as u64),
+            ("files_added".into(), all.iter().map(|f| f.files.len() as u64).sum()),
+            ("rows_written".into(), winners.iter().map(|r| r.rows_out).sum()),
+            ("bytes_written".into(), winners.iter().map(|r| r.bytes_written).sum()),
+            ("tasks".into(), winners.len() as u64),
+        ]);
+        let operation = match shared.mode {
+            Mode::Append => LanceOperation::Append { fragments: all },
+            mode => LanceOperation::Overwrite {
+                fragments: all,
+                schema: lance_schema(shared.arrow_schema()?.as_ref(), mode)?,
+                config_upsert_values: shared.auto_cleanup.as_ref().map(cleanup_config),
+                initial_bases: shared
+                    .initial_bases
+                    .as_ref()
+                    .map(|bases| bases.iter().map(base_path).collect()),
+            },
+        };
+        let version = shared.version()?;
+        let properties = cx.properties(state.transaction_properties.as_ref());
+        cx.apply(operation, job.read_version, properties, |builder| {
+            let builder = builder.with_skip_auto_cleanup(shared.skip_auto_cleanup);
+            match shared.mode {
+                Mode::Append => builder,
+                _ => builder
+                    .use_stable_row_ids(shared.enable_stable_row_ids)
+                    .enable_v2_manifest_paths(shared.enable_v2_manifest_paths)
+                    .with_storage_format(version),
+            }
+        })
+        .await?;
+        Ok(Applied { metrics, nothing: false })
+    }
+}
+
+/// Batches that may wait for a writer, where the budget allows.
+const WAITING: u64 = 1 << 30;
+/// What Lance's writers hold beside: pages being filled, uploads under way.
+const ENCODING: u64 = 64 << 20;
+
+fn partition_work(state: &WriteState, partition: &str) -> NewWork<WriteWork> {
+    NewWork {
+        key: Some(partition.to_owned()),
+        work: WriteWork {
+            shared: state.shared.clone(),
+            rows: Rows::Partition(partition.to_owned()),
+        },
+        rows: 0,
+        bytes: 0,
+    }
+}
+
+pub(crate) fn fragments(result: &TaskResult) -> Result<Vec<Fragment>> {
+    result
+        .fragments
+        .iter()
+        .map(|json| {
+            serde_json::from_str(json).map_err(|e| {
+                Error::new(ErrorCode::Decode, format!("a fragment of task {}: {e}", result.task_id))
+            })
+        })
+        .collect()
+}
+
+/// As Lance's own create stores it.
+fn cleanup_config(cleanup: &AutoCleanup) -> std::collections::HashMap<String, String> {
+    [
+        ("lance.auto_cleanup.interval".to_owned(), cleanup.interval.to_string()),
+        ("lance.auto_cleanup.older_than".to_owned(), format!("{}s", cleanup.older_than_seconds)),
+    ]
+    .into()
+}

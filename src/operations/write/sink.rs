@@ -1,0 +1,332 @@
+//! Batches to fragments: several files at once, cut at exact rows, memory bounded.
+//!
+//! Lance's writer takes a batch, encodes and writes it, then takes the next; one writer leaves cores
+//! idle. Here each data file has a writer of its own, fed in order: while one file is encoded the next
+//! ones fill. Batches that wait are counted against the task's share of memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::SchemaRef;
+use futures::StreamExt;
+use lance::dataset::progress::WriteFragmentProgress;
+use lance::dataset::transaction::Operation;
+use lance::dataset::{InsertBuilder, WriteDestination, WriteParams};
+use lance::deps::datafusion::physical_plan::SendableRecordBatchStream;
+use lance::deps::datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use lance::{Dataset, datatypes::Schema as LanceSchema};
+use lance_table::format::Fragment;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::source::Batches;
+use crate::dataset::{Bases, data_file_path};
+use crate::error::{Error, ErrorCode, Result};
+use crate::executor::{EventKind, Running};
+use crate::result::WrittenFile;
+
+/// Rows are handed on in slices of at most this many bytes, so that a limit in bytes holds for one huge
+/// batch too.
+const SLICE: u64 = 8 << 20;
+/// The unit in which waiting bytes are counted.
+const UNIT: u64 = 64 << 10;
+
+/// Where and how a task writes.
+pub(super) struct Sink<'a> {
+    pub running: &'a Running,
+    pub uri: &'a str,
+    /// `None` where the job creates the dataset.
+    pub dataset: Option<Arc<Dataset>>,
+    pub params: WriteParams,
+    pub bases: Bases,
+    /// The schema with the field ids that the commit will give it; `None` for append.
+    pub expected: Option<LanceSchema>,
+    /// Bytes of batches that may wait.
+    pub memory: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub fragments: Vec<Fragment>,
+    pub rows_in: u64,
+    pub bytes_in: u64,
+}
+
+/// A batch on its way, with its share of the memory.
+type Queued = (RecordBatch, OwnedSemaphorePermit);
+
+/// A file being filled.
+struct Open {
+    sender: mpsc::UnboundedSender<Queued>,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Sink<'_> {
+    /// Write all batches; fragments come back in the order of their rows.
+    pub async fn write(&self, schema: SchemaRef, mut batches: Batches) -> Result<Written> {
+        let max_rows = self.params.max_rows_per_file as u64;
+        let max_bytes = self.params.max_bytes_per_file as u64;
+        let writers = self.running.threads().clamp(1, 8);
+        let units = (self.memory / UNIT).clamp(1, u32::MAX as u64) as u32;
+        let memory = Arc::new(Semaphore::new(units as usize));
+        let progress = Arc::new(Progress::default());
+        let mut files: VecDeque<AbortOnDrop> = VecDeque::new();
+        let mut open: Option<Open> = None;
+        let mut written = Written::default();
+        let mut cap = Cap::new(max_bytes);
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let bytes = size(&batch);
+            let rows = batch.num_rows() as u64;
+            written.rows_in += rows;
+            written.bytes_in += bytes;
+            let per_slice = slice_rows(rows, bytes, SLICE.min(max_bytes / 4).max(1));
+            let mut at = 0;
+            while at < rows {
+                let file = open.get_or_insert_with(|| {
+                    let (sender, receiver) = mpsc::unbounded_channel();
+                    let progress = progress.clone();
+                    files.push_back(AbortOnDrop(self.start(schema.clone(), receiver, progress)));
+                    Open { sender, rows: 0, bytes: 0 }
+                });
+                let take = per_slice.min(rows - at).min(max_rows - file.rows);
+                let slice = batch.slice(at as usize, take as usize);
+                let weight = if take == rows { bytes } else { size(&slice) };
+                let cost = weight.div_ceil(UNIT).clamp(1, u32::MAX as u64) as u32;
+                if cost > units {
+                    return Err(Error::new(
+                        ErrorCode::BudgetExceeded,
+                        format!(
+                            "{take} rows from row {} on take {weight} bytes, the task may hold {}; hand \
+                             in smaller batches or raise memory_budget",
+                            written.rows_in - rows + at,
+                            self.memory
+                        ),
+                    ));
+                }
+                let permit = memory
+                    .clone()
+                    .acquire_many_owned(cost)
+                    .await
+                    .map_err(|_| Error::internal("the sink is closed"))?;
+                if file.sender.send((slice, permit)).is_err() {
+                    // The writer has ended early: its own error says why.
+                    open = None;
+                    break;
+                }
+                file.rows += take;
+                file.bytes += weight;
+                at += take;
+                if file.rows >= max_rows || cap.reached(file.bytes, SLICE.min(max_bytes / 4)) {
+                    open = None;
+                }
+            }
+            if open.is_none() {
+                while files.len() > writers || files.front().is_some_and(|f| f.0.is_finished()) {
+                    self.finish(&mut files, &mut written, &mut cap).await?;
+                }
+            }
+            self.running.event(
+                EventKind::Advanced,
+                progress.rows.load(Ordering::Relaxed),
+                progress.bytes.load(Ordering::Relaxed),
+                "",
+            );
+        }
+        drop(open);
+        while !files.is_empty() {
+            self.finish(&mut files, &mut written, &mut cap).await?;
+        }
+        let out: u64 = written.fragments.iter().filter_map(|f| f.physical_rows).sum::<usize>() as u64;
+        if out != written.rows_in {
+            return Err(Error::internal(format!("{} rows came in, {out} were written", written.rows_in)));
+        }
+        Ok(written)
+    }
+
+    async fn finish(
+        &self,
+        files: &mut VecDeque<AbortOnDrop>,
+        written: &mut Written,
+        cap: &mut Cap,
+    ) -> Result<()> {
+        let Some(mut file) = files.pop_front() else { return Ok(()) };
+        let (fragments, bytes) = (&mut file.0)
+            .await
+            .map_err(|e| Error::internal(format!("a writer ended: {e}")))??;
+        let on_disk: u64 =
+            fragments.iter().flat_map(|f| &f.files).filter_map(|f| f.file_size_bytes.get()).map(u64::from).sum();
+        cap.learn(bytes, on_disk);
+        written.fragments.extend(fragments);
+        Ok(())
+    }
+
+    /// One file's writer, on the runtime.
+    fn start(
+        &self,
+        schema: SchemaRef,
+        receiver: mpsc::UnboundedReceiver<Queued>,
+        progress: Arc<Progress>,
+    ) -> JoinHandle<Result<(Vec<Fragment>, u64)>> {
+        let dataset = self.dataset.clone();
+        let uri = self.uri.to_owned();
+        let expected = self.expected.clone();
+        let mut params = self.params.clone();
+        params.progress =
+            Arc::new(Files { running: self.running.clone(), bases: self.bases.clone() });
+        let fed = Arc::new(AtomicU64::new(0));
+        let count = fed.clone();
+        tokio::spawn(async move {
+            let stream = futures::stream::unfold(
+                (receiver, None::<OwnedSemaphorePermit>),
+                move |(mut receiver, held)| {
+                    let (progress, fed) = (progress.clone(), fed.clone());
+                    async move {
+                        // Asked for the next batch: the one before has been encoded.
+                        drop(held);
+                        let (batch, permit) = receiver.recv().await?;
+                        let bytes = permit.num_permits() as u64 * UNIT;
+                        progress.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                        progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+                        fed.fetch_add(bytes, Ordering::Relaxed);
+                        Some((Ok(batch), (receiver, Some(permit))))
+                    }
+                },
+            );
+            let stream: SendableRecordBatchStream =
+                Box::pin(RecordBatchStreamAdapter::new(schema, stream));
+            let destination = match dataset {
+                Some(dataset) => WriteDestination::Dataset(dataset),
+                None => WriteDestination::Uri(&uri),
+            };
+            let transaction = InsertBuilder::new(destination)
+                .with_params(&params)
+                .execute_uncommitted_stream(stream)
+                .await?;
+            let fragments = match transaction.operation {
+                Operation::Append { fragments } => fragments,
+                Operation::Overwrite { fragments, schema, .. } => {
+                    check_schema(&schema, expected.as_ref())?;
+                    fragments
+                }
+                other => {
+                    return Err(Error::internal(format!("a write became {}", other.name())));
+                }
+            };
+            Ok((fragments, count.load(Ordering::Relaxed)))
+        })
+    }
+}
+
+/// All tasks of a job must number the fields alike, or columns would be swapped.
+fn check_schema(written: &LanceSchema, expected: Option<&LanceSchema>) -> Result<()> {
+    let ids = |schema: &LanceSchema| -> Vec<(i32, String)> {
+        schema.fields_pre_order().map(|f| (f.id, f.name.clone())).collect()
+    };
+    match expected {
+        Some(expected) if ids(written) != ids(expected) => Err(Error::internal(format!(
+            "the writer numbered the fields {:?}, the job {:?}",
+            ids(written),
+            ids(expected)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Default)]
+struct Progress {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+struct AbortOnDrop(JoinHandle<Result<(Vec<Fragment>, u64)>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// When a file has its bytes. Lance looks at what is flushed only, which lags by up to a page per
+/// column; so count what goes in, by the ratio of the files that are finished.
+struct Cap {
+    max: u64,
+    /// Bytes on disk per byte in memory, in thousandths; at first taken as equal.
+    ratio: u64,
+}
+
+impl Cap {
+    fn new(max: u64) -> Self {
+        Self { max, ratio: 1000 }
+    }
+
+    /// Would one more slice go over?
+    fn reached(&self, bytes: u64, next: u64) -> bool {
+        (bytes + next) / 1000 * self.ratio > self.max
+    }
+
+    fn learn(&mut self, in_memory: u64, on_disk: u64) {
+        if in_memory > 0 {
+            // A tenth of caution: the next file may compress worse.
+            self.ratio = (on_disk * 1100 / in_memory).clamp(1, 1100);
+        }
+    }
+}
+
+/// Bytes of the rows themselves, not of the buffers that a slice shares.
+fn size(batch: &RecordBatch) -> u64 {
+    batch
+        .columns()
+        .iter()
+        .map(|c| c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size()))
+        .sum::<usize>() as u64
+}
+
+fn slice_rows(rows: u64, bytes: u64, limit: u64) -> u64 {
+    if bytes <= limit {
+        return rows.max(1);
+    }
+    (rows * limit / bytes.max(1)).max(1)
+}
+
+/// Notes each data file before its first byte.
+#[derive(Clone)]
+struct Files {
+    running: Running,
+    bases: Bases,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Files")
+    }
+}
+
+#[async_trait::async_trait]
+impl WriteFragmentProgress for Files {
+    async fn begin(&self, fragment: &Fragment) -> lance::Result<()> {
+        for file in written_files(fragment, &self.bases) {
+            self.running.will_write(file);
+        }
+        Ok(())
+    }
+
+    async fn complete(&self, _fragment: &Fragment) -> lance::Result<()> {
+        Ok(())
+    }
+}
+
+/// The files of a new fragment.
+pub(crate) fn written_files<'a>(
+    fragment: &'a Fragment,
+    bases: &'a Bases,
+) -> impl Iterator<Item = WrittenFile> + 'a {
+    fragment.files.iter().map(|file| WrittenFile {
+        path: data_file_path(&file.path, file.base_id, bases),
+        size: file.file_size_bytes.get().map_or(0, u64::from),
+        base: file.base_id,
+    })
+}
