@@ -27,7 +27,7 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
         library = self._library(root)
         if library != place.resolve():
             # A running process may have the old file mapped: replace it, never write into it.
-            partial = place.with_suffix(".partial")
+            partial = place.with_name(f".{LIBRARY}")
             shutil.copyfile(library, partial)
             partial.chmod(0o755)
             partial.replace(place)

@@ -24,8 +24,16 @@ pub(crate) fn refuse_secrets(uri: &str) -> Result<()> {
     let authority = path.split('/').next().unwrap_or_default();
     let user = path.rsplit_once('@').map(|(user, _)| user).filter(|u| u.contains(':'));
     let query = query.to_ascii_lowercase();
-    const SIGNS: &[&str] =
-        &["sig=", "signature", "token", "secret", "password", "credential", "access_key", "accesskey"];
+    const SIGNS: &[&str] = &[
+        "sig=",
+        "signature",
+        "token",
+        "secret",
+        "password",
+        "credential",
+        "access_key",
+        "accesskey",
+    ];
     if user.is_some() || SIGNS.iter().any(|sign| query.contains(sign)) {
         let host = authority.rsplit('@').next().unwrap_or_default();
         return Err(Error::invalid(format!(
@@ -48,9 +56,8 @@ pub(crate) fn normalize(what: &str, uri: &str) -> Result<String> {
     }
     let path = std::path::absolute(local)
         .map_err(|e| Error::invalid(format!("{what} {uri:?} is no path: {e}")))?;
-    let text = path
-        .to_str()
-        .ok_or_else(|| Error::invalid(format!("{what} {uri:?} is not UTF-8")))?;
+    let text =
+        path.to_str().ok_or_else(|| Error::invalid(format!("{what} {uri:?} is not UTF-8")))?;
     Ok(if text.len() > 1 { text.trim_end_matches('/').to_owned() } else { text.to_owned() })
 }
 
@@ -106,7 +113,12 @@ impl Datasets {
     }
 
     /// The dataset at a pinned version; the thousandth task on it opens nothing.
-    pub async fn open(&self, uri: &str, pin: Pin, options: &StorageOptions) -> Result<Arc<Dataset>> {
+    pub async fn open(
+        &self,
+        uri: &str,
+        pin: Pin,
+        options: &StorageOptions,
+    ) -> Result<Arc<Dataset>> {
         let key = Key { uri: uri.to_owned(), pin, options: options.clone() };
         self.opened
             .try_get_with(key, self.open_version(uri, pin, options))
@@ -114,7 +126,12 @@ impl Datasets {
             .map_err(|e: Arc<Error>| e.as_ref().clone())
     }
 
-    async fn open_version(&self, uri: &str, pin: Pin, options: &StorageOptions) -> Result<Arc<Dataset>> {
+    async fn open_version(
+        &self,
+        uri: &str,
+        pin: Pin,
+        options: &StorageOptions,
+    ) -> Result<Arc<Dataset>> {
         let gone = |why: &str| {
             Error::new(
                 ErrorCode::VersionGone,
@@ -125,7 +142,9 @@ impl Datasets {
             Ok(dataset) => {
                 let found = Pin::of(&dataset);
                 if pin.timestamp != 0 && found.timestamp != pin.timestamp {
-                    return Err(gone("is not the one the job was prepared on: the dataset was replaced"));
+                    return Err(gone(
+                        "is not the one the job was prepared on: the dataset was replaced",
+                    ));
                 }
                 Ok(Arc::new(dataset))
             }
@@ -144,7 +163,11 @@ impl Datasets {
     }
 
     /// The newest version, or `None` where there is no dataset. Never cached.
-    pub async fn open_latest(&self, uri: &str, options: &StorageOptions) -> Result<Option<Dataset>> {
+    pub async fn open_latest(
+        &self,
+        uri: &str,
+        options: &StorageOptions,
+    ) -> Result<Option<Dataset>> {
         self.load_latest(uri, self.builder(uri, options)).await
     }
 
@@ -173,7 +196,11 @@ impl Datasets {
     }
 
     /// The object store of a location, and the location's path in it.
-    pub async fn store(&self, uri: &str, options: &StorageOptions) -> Result<(Arc<ObjectStore>, Path)> {
+    pub async fn store(
+        &self,
+        uri: &str,
+        options: &StorageOptions,
+    ) -> Result<(Arc<ObjectStore>, Path)> {
         ObjectStore::from_uri_and_params(self.session.store_registry(), uri, &store_params(options))
             .await
             .map_err(|e| Error::from(e).context(uri))
@@ -304,7 +331,9 @@ mod tests {
                 assert!(!error.message().contains(secret), "{error}");
             }
         }
-        for uri in ["abfss://container@account.dfs.core.windows.net/x", "s3://bucket/a b", "/tmp/a@b:c"] {
+        for uri in
+            ["abfss://container@account.dfs.core.windows.net/x", "s3://bucket/a b", "/tmp/a@b:c"]
+        {
             normalize("uri", uri).unwrap();
         }
     }

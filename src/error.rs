@@ -279,10 +279,19 @@ fn root_message(error: &(dyn std::error::Error + 'static)) -> String {
 fn refine(code: ErrorCode, message: &str) -> ErrorCode {
     if matches!(code, ErrorCode::Io | ErrorCode::Internal | ErrorCode::NotFound) {
         const SIGNS: &[&str] = &[
-            "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied",
-            "AuthenticationFailed", "Unauthenticated", "PermissionDenied", "Unauthorized",
-            "no credentials", "failed to load credentials", "CredentialsNotLoaded",
-            "403 Forbidden", "401 Unauthorized",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "AccessDenied",
+            "AuthenticationFailed",
+            "Unauthenticated",
+            "PermissionDenied",
+            "Unauthorized",
+            "no credentials",
+            "failed to load credentials",
+            "CredentialsNotLoaded",
+            "403 Forbidden",
+            "401 Unauthorized",
         ];
         if SIGNS.iter().any(|sign| message.contains(sign)) {
             return ErrorCode::Credentials;
@@ -351,7 +360,8 @@ mod tests {
 
     #[test]
     fn messages_never_carry_passwords_or_signatures() {
-        let error = Error::invalid("open s3://key:pa/ss@bucket/x failed, https://u:pw@h/p?sig=abc done");
+        let error =
+            Error::invalid("open s3://key:pa/ss@bucket/x failed, https://u:pw@h/p?sig=abc done");
         assert!(!error.message().contains("pw") && !error.message().contains("sig=abc"), "{error}");
         assert!(error.message().ends_with(" done"), "{error}");
         let azure = Error::invalid("abfss://container@account.dfs.core.windows.net/path");

@@ -191,7 +191,9 @@ impl Executor {
 
     /// What is still to do, given the results so far; empty = ready to commit.
     pub fn plan(&self, job: &Job, results: &[TaskResult], call: &Call) -> Result<Vec<Task>> {
-        self.wait(call, |running| async move { Ok(crate::plan::plan(&running, job, results).await?.missing) })
+        self.wait(call, |running| async move {
+            Ok(crate::plan::plan(&running, job, results).await?.missing)
+        })
     }
 
     /// Execute one task on the pool; the calling thread waits.
@@ -286,7 +288,8 @@ impl Executor {
     /// One attempt, on a worker of the pool. Whatever happens becomes a result.
     fn attempt(&self, task: &Task, input: Option<Input>, call: &Call) -> TaskResult {
         let started = Instant::now();
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let started_at =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
         let running = Running::new(self, call, Some(task.id));
         running.event(EventKind::Started, 0, 0, "");
         let run = std::panic::AssertUnwindSafe(|| {
@@ -316,7 +319,10 @@ impl Executor {
             Err(error) => {
                 running.event(EventKind::Failed, 0, 0, error.message());
                 let files = running.written();
-                (Produced { files, ..Default::default() }, Some(error.for_task(&task.id.to_string())))
+                (
+                    Produced { files, ..Default::default() },
+                    Some(error.for_task(&task.id.to_string())),
+                )
             }
         };
         TaskResult {
@@ -344,7 +350,12 @@ impl Executor {
         }
     }
 
-    async fn budgeted(&self, running: &Running, task: &Task, input: Option<Input>) -> Result<Produced> {
+    async fn budgeted(
+        &self,
+        running: &Running,
+        task: &Task,
+        input: Option<Input>,
+    ) -> Result<Produced> {
         let _memory = self.0.budget.take(task.work.memory(running, task)).await?;
         task.work.execute(running, task, input).await
     }
@@ -416,10 +427,6 @@ impl Running {
     /// What one task may hold when every thread runs one.
     pub fn memory_share(&self) -> u64 {
         self.executor.0.budget.total / self.threads() as u64
-    }
-
-    pub fn memory_budget(&self) -> u64 {
-        self.executor.0.budget.total
     }
 
     pub fn event(&self, kind: EventKind, rows: u64, bytes: u64, message: &str) {

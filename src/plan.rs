@@ -34,7 +34,9 @@ pub(crate) async fn plan(running: &Running, job: &Job, results: &[TaskResult]) -
         if !missing.is_empty() {
             return Ok(Plan { tasks, missing, known });
         }
-        earlier.extend(tasks.iter().filter_map(|t| attempts.get(&t.id)?.first().map(|r| (*r).clone())));
+        earlier.extend(
+            tasks.iter().filter_map(|t| attempts.get(&t.id)?.first().map(|r| (*r).clone())),
+        );
     }
     Ok(Plan { tasks, missing: Vec::new(), known })
 }
@@ -67,7 +69,10 @@ fn check(job: &Job, result: &TaskResult) -> Result<()> {
             result.job_id, job.id
         )));
     }
-    if result.operation != job.operation() || result.dataset_uri != job.uri || result.read_version != job.read_version {
+    if result.operation != job.operation()
+        || result.dataset_uri != job.uri
+        || result.read_version != job.read_version
+    {
         return Err(Error::new(
             ErrorCode::Verification,
             format!(

@@ -4,10 +4,17 @@ use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::Arc;
 
-use arrow_array::builder::{BinaryBuilder, ListBuilder, StringBuilder, StructBuilder, UInt32Builder, UInt64Builder};
+use arrow_array::builder::{
+    BinaryBuilder, ListBuilder, StringBuilder, StructBuilder, UInt32Builder, UInt64Builder,
+};
 use arrow_array::cast::AsArray;
-use arrow_array::types::{DurationMicrosecondType, Int32Type, TimestampMicrosecondType, UInt32Type, UInt64Type};
-use arrow_array::{Array, ArrayRef, BinaryArray, DurationMicrosecondArray, Int32Array, ListArray, RecordBatch, StringArray, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array};
+use arrow_array::types::{
+    DurationMicrosecondType, Int32Type, TimestampMicrosecondType, UInt32Type, UInt64Type,
+};
+use arrow_array::{
+    Array, ArrayRef, BinaryArray, DurationMicrosecondArray, Int32Array, ListArray, RecordBatch,
+    StringArray, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
+};
 use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde_json::{Value, json};
@@ -162,7 +169,8 @@ impl TaskResult {
             Some(NullBuffer::from_iter(r.iter().map(|x| x.error.is_some()))),
         )?;
         let mut fragments = ListBuilder::new(StringBuilder::new()).with_field(item(DataType::Utf8));
-        let mut segments = ListBuilder::new(BinaryBuilder::new()).with_field(item(DataType::Binary));
+        let mut segments =
+            ListBuilder::new(BinaryBuilder::new()).with_field(item(DataType::Binary));
         let mut files = ListBuilder::new(StructBuilder::from_fields(file_fields(), 0))
             .with_field(item(DataType::Struct(file_fields())));
         for x in r {
@@ -225,7 +233,9 @@ impl TaskResult {
     /// have come back as other kinds of strings, binaries or lists.
     pub fn from_table(batch: &RecordBatch) -> Result<Vec<TaskResult>> {
         let t = Columns::new(batch)?;
-        (0..batch.num_rows()).map(|row| t.row(row).map_err(|e| e.context(format!("results: row {row}")))).collect()
+        (0..batch.num_rows())
+            .map(|row| t.row(row).map_err(|e| e.context(format!("results: row {row}"))))
+            .collect()
     }
 
     /// One row as an Arrow IPC stream: the form in which a result is stored and sent.
@@ -243,10 +253,12 @@ impl TaskResult {
         if bytes.len() > crate::codec::MAX_BYTES {
             return Err(Error::new(ErrorCode::Decode, "result: over the size limit"));
         }
-        let bad = |e: arrow_schema::ArrowError| Error::new(ErrorCode::Decode, format!("result: {e}"));
+        let bad =
+            |e: arrow_schema::ArrowError| Error::new(ErrorCode::Decode, format!("result: {e}"));
         // The IPC reader may panic on damaged buffers; decoding is total all the same.
         std::panic::catch_unwind(|| {
-            let reader = arrow_ipc::reader::StreamReader::try_new(Cursor::new(bytes), None).map_err(bad)?;
+            let reader =
+                arrow_ipc::reader::StreamReader::try_new(Cursor::new(bytes), None).map_err(bad)?;
             let mut results = Vec::new();
             for batch in reader {
                 results.extend(Self::from_table(&batch.map_err(bad)?)?);
@@ -309,7 +321,10 @@ impl Columns {
             let column = batch.column_by_name(field.name()).ok_or_else(|| {
                 Error::new(
                     ErrorCode::Decode,
-                    format!("a table of results has a column {:?}, this one does not", field.name()),
+                    format!(
+                        "a table of results has a column {:?}, this one does not",
+                        field.name()
+                    ),
                 )
             })?;
             let column = arrow_cast::cast(column, field.data_type()).map_err(|e| {
@@ -328,8 +343,9 @@ impl Columns {
         let text = |name: &str| string(self.column(name), row);
         let number = |name: &str| self.column(name).as_primitive::<UInt64Type>().value(row);
         let id = |name: &str| -> Result<Uuid> {
-            Uuid::parse_str(text(name))
-                .map_err(|_| Error::new(ErrorCode::Decode, format!("{name} {:?} is no UUID", text(name))))
+            Uuid::parse_str(text(name)).map_err(|_| {
+                Error::new(ErrorCode::Decode, format!("{name} {:?} is no UUID", text(name)))
+            })
         };
         let errors = self.column("error").as_struct();
         let error = (errors.is_valid(row) && text("status") != "ok").then(|| {
@@ -383,7 +399,10 @@ impl Columns {
             rows_out: number("rows_out"),
             bytes_read: number("bytes_read"),
             bytes_written: number("bytes_written"),
-            started_at: self.column("started_at").as_primitive::<TimestampMicrosecondType>().value(row),
+            started_at: self
+                .column("started_at")
+                .as_primitive::<TimestampMicrosecondType>()
+                .value(row),
             elapsed: self.column("elapsed").as_primitive::<DurationMicrosecondType>().value(row),
             peak_memory: number("peak_memory"),
             host: text("host").to_owned(),

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array, cast::AsArray};
+use arrow_array::{
+    Array, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array, cast::AsArray,
+};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -74,9 +76,12 @@ impl Task {
 
     pub fn to_table(tasks: &[Task]) -> Result<RecordBatch> {
         let payloads = tasks.iter().map(Task::to_bytes).collect::<Result<Vec<_>>>()?;
-        let text = |f: fn(&Task) -> String| Arc::new(StringArray::from_iter_values(tasks.iter().map(f)));
-        let u64s = |f: fn(&Task) -> u64| Arc::new(UInt64Array::from_iter_values(tasks.iter().map(f)));
-        let u32s = |f: fn(&Task) -> u32| Arc::new(UInt32Array::from_iter_values(tasks.iter().map(f)));
+        let text =
+            |f: fn(&Task) -> String| Arc::new(StringArray::from_iter_values(tasks.iter().map(f)));
+        let u64s =
+            |f: fn(&Task) -> u64| Arc::new(UInt64Array::from_iter_values(tasks.iter().map(f)));
+        let u32s =
+            |f: fn(&Task) -> u32| Arc::new(UInt32Array::from_iter_values(tasks.iter().map(f)));
         Ok(RecordBatch::try_new(
             Self::table_schema(),
             vec![
@@ -95,7 +100,10 @@ impl Task {
     /// The tasks of a table; only its `payload` column is read.
     pub fn from_table(batch: &RecordBatch) -> Result<Vec<Task>> {
         let payload = batch.column_by_name("payload").ok_or_else(|| {
-            Error::new(ErrorCode::Decode, "a table of tasks has a column \"payload\", this one does not")
+            Error::new(
+                ErrorCode::Decode,
+                "a table of tasks has a column \"payload\", this one does not",
+            )
         })?;
         // Any engine may have carried the table: it may come back as another kind of binary.
         let payload = arrow_cast::cast(payload, &DataType::LargeBinary)?;
@@ -103,7 +111,10 @@ impl Task {
         (0..payload.len())
             .map(|row| {
                 if payload.is_null(row) {
-                    return Err(Error::new(ErrorCode::Decode, format!("tasks: row {row} has no payload")));
+                    return Err(Error::new(
+                        ErrorCode::Decode,
+                        format!("tasks: row {row} has no payload"),
+                    ));
                 }
                 Task::decode(payload.value(row)).map_err(|e| e.context(format!("tasks: row {row}")))
             })

@@ -8,7 +8,7 @@ The data are the 336,776 flights that left New York in 2013, as the PyPI package
 them, cut into one Parquet file per month. They are written twice: by worker processes that share
 nothing but a spool folder, and by this process. Then rows are deleted, the dataset is compacted and
 indexed, and stock pylance queries it. Every step is checked; any mismatch ends the demo with an
-error. Set LANCE_TASKS_CLI to the command line program where it is neither on the PATH nor where
+error. Set LANCE_TASKS_BIN to the command line program where it is neither on the PATH nor where
 cargo leaves it.
 """
 
@@ -46,13 +46,12 @@ def built(name: str) -> Path:
     return Path(target) / "release" / name
 
 
-try:
-    import lance_tasks as lt
-except ModuleNotFoundError:
+if importlib.util.find_spec("lance_tasks") is None:
     # Not installed: the checkout does as well.
     sys.path.insert(0, str(ROOT / "python"))
     os.environ.setdefault("LANCE_TASKS_LIBRARY", str(built("liblance_tasks.so")))
-    import lance_tasks as lt
+
+import lance_tasks as lt  # noqa: E402
 
 
 def check(condition: bool, what: str) -> None:
@@ -97,6 +96,10 @@ def flights() -> pa.Table:
     ):
         table = pyarrow.csv.read_csv(file)
     check(table.num_rows == FLIGHTS, f"{table.num_rows} flights, not {FLIGHTS}")
+    # Parquet knows no timestamps of seconds.
+    at = table.schema.get_field_index("time_hour")
+    hours = table["time_hour"].cast(pa.timestamp("ms", "UTC"))
+    table = table.set_column(at, "time_hour", hours)
     months = [table.filter(pc.equal(table["month"], month)) for month in range(1, 13)]
     return pa.concat_tables(months).combine_chunks()
 
@@ -114,41 +117,51 @@ def write_parquet(table: pa.Table, folder: Path) -> list[Path]:
 
 
 def program() -> str:
-    for place in (os.environ.get("LANCE_TASKS_CLI"), shutil.which("lance-tasks")):
+    for place in (os.environ.get("LANCE_TASKS_BIN"), shutil.which("lance-tasks")):
         if place:
             return place
     return str(built("lance-tasks"))
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [program(), *map(str, arguments)]
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """Start a command line in a process of its own."""
+    command = [program(), "--json", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def cli(*arguments: str | Path) -> str:
-    """Run the command line to its end: what it prints."""
-    run = subprocess.run(command(*arguments), stdout=subprocess.PIPE, text=True, check=False)
-    check(run.returncode == 0, f"lance-tasks {arguments[0]} ended with {run.returncode}")
-    return run.stdout.strip()
+def finish(process: subprocess.Popen[bytes]) -> dict[str, object]:
+    """Wait for a command line: what it answers."""
+    out, _ = process.communicate()
+    check(process.returncode == 0, f"{process.args} ended with {process.returncode}")
+    answer: dict[str, object] = json.loads(out)
+    return answer
 
 
-def write_by_processes(spec: lt.Write, folder: Path, workers: int) -> dict[str, object]:
-    """Prepare, plan, run and commit, each by processes of its own. The commit's outcome."""
+def cli(*arguments: str | Path) -> dict[str, object]:
+    return finish(start(*arguments))
+
+
+def write_by_processes(spec: lt.Write, folder: Path, workers: int) -> tuple[dict, list[str]]:
+    """Prepare, plan, run and commit, each by processes of its own: the outcome, and facts."""
     spool = folder / "spool"
     (folder / "spec.json").write_text(spec.to_json())
     cli("prepare", folder / "spec.json", "--spool", spool)
-    cli("plan", spool)
-    started = [
-        subprocess.Popen(command("run", spool, "--shard", f"{i}/{workers}"), stdout=subprocess.PIPE)
-        for i in range(workers)
-    ]
-    for worker in started:
-        worker.communicate()
-        check(worker.returncode == 0, f"a worker ended with {worker.returncode}")
-    outcome: dict[str, object] = json.loads(cli("commit", spool))
-    again = json.loads(cli("commit", spool))
-    check(again["already_committed"], "the second commit made another version")
+    facts = [f"{cli('plan', spool)['tasks']} tasks planned, {size_of(spool):,} bytes of spool"]
+    running = [start("run", spool, "--shard", f"{i}/{workers}") for i in range(workers)]
+    for worker in running:
+        answer = finish(worker)
+        facts.append(
+            f"process {worker.pid} ran {answer['tasks']} tasks: {answer['rows']:,} rows, "
+            f"{megabytes(answer['bytes_written'])}"
+        )
+    outcome = cli("commit", spool)
+    again = cli("commit", spool)
+    check(bool(again["already_committed"]), "the second commit made another version")
     check(again["version"] == outcome["version"], "the second commit answers another version")
-    return outcome
+    facts.append(
+        f"committed version {outcome['version']}, {outcome['rows']:,} rows; once more: same"
+    )
+    return outcome, facts
 
 
 # Looking at datasets
@@ -178,8 +191,8 @@ def demo(folder: Path, workers: int) -> None:
     first, second = folder / "by-processes.lance", folder / "in-process.lance"
     spec = lt.Write(first, sources=paths, max_rows_per_file=ROWS_PER_FILE)
     with step(f"Write by {workers} worker processes over a spool") as facts:
-        outcome = write_by_processes(spec, folder, workers)
-        facts.append(f"version {outcome['version']}, {outcome['rows']:,} rows")
+        outcome, said = write_by_processes(spec, folder, workers)
+        facts += said
         facts.append(f"metrics: {json.dumps(outcome['metrics'])}")
         facts.append(f"on disk: {megabytes(size_of(first))}")
         facts += describe(lance.dataset(first))
@@ -252,8 +265,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3, help="processes that write (3)")
     parser.add_argument("--keep", action="store_true", help="leave the output folder")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="lance-tasks-demo-"))
     versions = ", ".join(f"{name} {version}" for name, version in lt.versions().items())
+    folder = Path(tempfile.mkdtemp(prefix="lance-tasks-demo-"))
     print(f"Output in {folder}; {versions}; pylance {lance.__version__}")
     try:
         demo(folder, arguments.workers)

@@ -65,8 +65,12 @@ inline std::string convert(std::string_view bytes, std::int32_t encoding) {
     return out.str();
 }
 
-/// The member of a descriptor's JSON envelope.
-inline Json body(const std::string& json, std::string_view kind) { return Json(json).at(kind); }
+/// What the JSON envelope of a descriptor holds.
+inline Json body(const std::string& json, std::string_view kind) {
+    if (auto found = Json(json).find(kind)) return *found;
+    throw Error("INVALID_ARGUMENT", "invalid",
+                "expected a " + std::string(kind) + ", this is another kind of descriptor");
+}
 
 /// The name of a one-member object: how an operation tags its part.
 inline std::string tag(const Json& object) {

@@ -98,6 +98,8 @@ class Call:
             cancel=self.token._as_parameter_,
         )
         if progress is not None:
+            from . import outcomes  # noqa: F401  # not for the first time within the callback
+
             context = next(_contexts)
             _callbacks[context] = progress
             options.progress = _on_progress

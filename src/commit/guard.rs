@@ -51,7 +51,11 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub async fn new(running: &Running, uri: &str, hook: Arc<dyn BeforeCommit>) -> Result<Arc<Self>> {
+    pub async fn new(
+        running: &Running,
+        uri: &str,
+        hook: Arc<dyn BeforeCommit>,
+    ) -> Result<Arc<Self>> {
         let params = store_params(&running.call.storage_options);
         let inner = commit_handler_from_url(uri, &Some(params)).await?;
         Ok(Arc::new(Self { inner, hook }))
@@ -161,7 +165,8 @@ async fn read_transaction(
         .transaction_file
         .as_deref()
         .ok_or_else(|| lance_core::Error::internal("a commit without a transaction"))?;
-    let bytes = object_store.read_one_all(&base_path.clone().join("_transactions").join(file)).await?;
+    let bytes =
+        object_store.read_one_all(&base_path.clone().join("_transactions").join(file)).await?;
     PbTransaction::decode(bytes).map_err(|e| lance_core::Error::internal(e.to_string()))
 }
 

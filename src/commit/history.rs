@@ -173,14 +173,16 @@ async fn scan(dataset: &Dataset, job: &Job, first: u64, last: u64) -> Result<Vec
 async fn read(dataset: &Dataset, uri: &str, version: u64) -> Result<Option<Transaction>> {
     match dataset.read_version_transaction(version).await {
         Ok(found) => Ok(found.transaction),
-        Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => Err(Error::new(
-            ErrorCode::HistoryGone,
-            format!(
-                "dataset {uri}: version {version}, made since the job was prepared, has been cleaned \
+        Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
+            Err(Error::new(
+                ErrorCode::HistoryGone,
+                format!(
+                    "dataset {uri}: version {version}, made since the job was prepared, has been cleaned \
                  away, so an earlier commit of this job cannot be ruled out; look for its rows before \
                  preparing it again"
-            ),
-        )),
+                ),
+            ))
+        }
         Err(error) => Err(Error::from(error).context(format!("dataset {uri}, version {version}"))),
     }
 }
@@ -190,7 +192,8 @@ fn part(job: &Job, version: u64, transaction: &Transaction) -> Option<Part> {
     if *properties.get(JOB)? != job.id.to_string() {
         return None;
     }
-    let tasks = properties.get(TASKS).and_then(|text| TaskSet::parse(text)).unwrap_or(TaskSet::all());
+    let tasks =
+        properties.get(TASKS).and_then(|text| TaskSet::parse(text)).unwrap_or(TaskSet::all());
     Some(Part { version, transaction_id: transaction.uuid.clone(), tasks })
 }
 
@@ -202,7 +205,12 @@ pub(super) enum Seen {
     Ours,
 }
 
-pub(super) async fn look(dataset: &Dataset, job: &Job, tasks: &TaskSet, version: u64) -> Result<Seen> {
+pub(super) async fn look(
+    dataset: &Dataset,
+    job: &Job,
+    tasks: &TaskSet,
+    version: u64,
+) -> Result<Seen> {
     let transaction = read(dataset, &job.uri, version).await?;
     let ours = transaction
         .and_then(|t| part(job, version, &t))
@@ -222,6 +230,8 @@ mod tests {
         assert!(TaskSet::parse("x").is_none());
         let set: TaskSet = [1, 2, 7].into_iter().collect();
         assert!(set.contains(7) && !set.contains(3) && TaskSet::all().contains(3));
-        assert!(set.overlaps(&[7].into_iter().collect()) && !set.overlaps(&[3].into_iter().collect()));
+        assert!(
+            set.overlaps(&[7].into_iter().collect()) && !set.overlaps(&[3].into_iter().collect())
+        );
     }
 }

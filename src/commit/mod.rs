@@ -114,7 +114,10 @@ impl Committing<'_> {
     }
 
     /// The properties that mark the commit, with the user's.
-    pub fn properties(&self, user: Option<&std::collections::BTreeMap<String, String>>) -> HashMap<String, String> {
+    pub fn properties(
+        &self,
+        user: Option<&std::collections::BTreeMap<String, String>>,
+    ) -> HashMap<String, String> {
         let mut properties: HashMap<String, String> =
             user.into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         properties.insert(history::JOB.into(), self.job.id.to_string());
@@ -160,7 +163,11 @@ struct Winners {
     complete: bool,
 }
 
-pub(crate) async fn commit(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Outcome> {
+pub(crate) async fn commit(
+    running: &Running,
+    job: &Job,
+    results: &[TaskResult],
+) -> Result<Outcome> {
     running.call.check()?;
     let mut history = History::read(running, job).await?;
     if history.complete() {
@@ -235,7 +242,13 @@ async fn commit_batch(
             if reread.is_ok() && history.contains(&tasks) {
                 return Ok(None);
             }
-            let unknown = matches!(error.code(), ErrorCode::CommitUnknown | ErrorCode::DeadlineExceeded);
+            let unknown =
+                matches!(error.code(), ErrorCode::CommitUnknown | ErrorCode::DeadlineExceeded);
+            // Two jobs that create the same dataset: to the second, Lance says that it exists.
+            let error = match error.code() {
+                ErrorCode::AlreadyExists => error.with_code(ErrorCode::Conflict),
+                _ => error,
+            };
             Err(if unknown || reread.is_err() {
                 error.with_code(ErrorCode::CommitUnknown).context(
                     "the commit's outcome is unknown; commit again with the same job and results",
@@ -255,9 +268,7 @@ async fn outcome(
     already_committed: bool,
     complete: bool,
 ) -> Result<Outcome> {
-    let part = history
-        .last()
-        .ok_or_else(|| Error::internal("a commit without a version"))?;
+    let part = history.last().ok_or_else(|| Error::internal("a commit without a version"))?;
     let pin = crate::dataset::Pin { version: part.version, timestamp: 0 };
     let dataset = running.open(&job.uri, pin).await?;
     let rows = dataset.count_rows(None).await?;
@@ -371,7 +382,11 @@ async fn check_files(running: &Running, job: &Job, winners: &Winners) -> Result<
     Ok(())
 }
 
-pub(crate) async fn abort(running: &Running, job: &Job, results: &[TaskResult]) -> Result<AbortReport> {
+pub(crate) async fn abort(
+    running: &Running,
+    job: &Job,
+    results: &[TaskResult],
+) -> Result<AbortReport> {
     attempts(job, results)?;
     let mut files: BTreeSet<WrittenFile> = BTreeSet::new();
     for result in results {
@@ -404,7 +419,11 @@ pub(crate) async fn abort(running: &Running, job: &Job, results: &[TaskResult]) 
     if let Some(file) = left.first() {
         return Err(Error::new(
             ErrorCode::Io,
-            format!("{} of {count} files could not be removed, the first is {}", left.len(), file.path),
+            format!(
+                "{} of {count} files could not be removed, the first is {}",
+                left.len(),
+                file.path
+            ),
         ));
     }
     remove_empty_folders(&job.uri, folders, latest.is_none());
@@ -417,7 +436,8 @@ pub(crate) async fn abort(running: &Running, job: &Job, results: &[TaskResult]) 
 
 /// A damaged result must not delete what is not a task's.
 fn check_path(file: &WrittenFile) -> Result<()> {
-    let inside = file.base.is_some() || file.path.starts_with("data/") || file.path.starts_with("_indices/");
+    let inside =
+        file.base.is_some() || file.path.starts_with("data/") || file.path.starts_with("_indices/");
     if !inside || file.path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return Err(Error::new(
             ErrorCode::Verification,
@@ -433,7 +453,9 @@ fn reference_key(file: &WrittenFile) -> (Option<u32>, String) {
     match (parts.next(), parts.next()) {
         (Some("_indices"), Some(uuid)) => (None, format!("_indices/{uuid}")),
         // A blob sidecar (data/<stem>/<id>.blob) lives as long as its data file.
-        (Some("data"), Some(stem)) if parts.next().is_some() => (file.base, format!("data/{stem}.lance")),
+        (Some("data"), Some(stem)) if parts.next().is_some() => {
+            (file.base, format!("data/{stem}.lance"))
+        }
         _ => (file.base, file.path.clone()),
     }
 }

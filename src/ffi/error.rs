@@ -91,9 +91,7 @@ pub unsafe extern "C" fn lance_tasks_error_message(error: *const LanceTasksError
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lance_tasks_error_task_id(error: *const LanceTasksError) -> *const c_char {
     // SAFETY: NULL or a live error, by contract.
-    unsafe { error.as_ref() }
-        .and_then(|e| e.task_id.as_ref())
-        .map_or(ptr::null(), |id| id.as_ptr())
+    unsafe { error.as_ref() }.and_then(|e| e.task_id.as_ref()).map_or(ptr::null(), |id| id.as_ptr())
 }
 
 /// Free an error. NULL is a no-op.

@@ -79,7 +79,8 @@ pub unsafe extern "C" fn lance_tasks_executor_new(
 ) -> LanceTasksStatus {
     guard("lance_tasks_executor_new", out_error, || {
         // SAFETY: by the header's contract.
-        let (place, options) = unsafe { (out("out_executor", out_executor)?, sized("options", options)?) };
+        let (place, options) =
+            unsafe { (out("out_executor", out_executor)?, sized("options", options)?) };
         let executor = Executor::new(ExecutorOptions {
             num_threads: options.num_threads as usize,
             memory_budget: options.memory_budget,
@@ -188,7 +189,10 @@ pub(super) unsafe fn call(options: *const LanceTasksCallOptions) -> Result<Call>
         })
     });
     if options.flags & !LANCE_TASKS_FLAG_PARTIAL != 0 {
-        return Err(Error::invalid(format!("options.flags has unknown bits: {:#x}", options.flags)));
+        return Err(Error::invalid(format!(
+            "options.flags has unknown bits: {:#x}",
+            options.flags
+        )));
     }
     // SAFETY: by contract.
     let json = unsafe {

@@ -98,7 +98,10 @@ pub(super) unsafe fn text<'a>(what: &str, data: *const u8, len: usize) -> Result
 ///
 /// # Safety
 /// `out` is NULL or a place for one `T`.
-pub(super) unsafe fn out<'a, T>(what: &str, out: *mut T) -> Result<&'a mut std::mem::MaybeUninit<T>> {
+pub(super) unsafe fn out<'a, T>(
+    what: &str,
+    out: *mut T,
+) -> Result<&'a mut std::mem::MaybeUninit<T>> {
     // SAFETY: by contract; MaybeUninit asks nothing of what is there.
     unsafe { out.cast::<std::mem::MaybeUninit<T>>().as_mut() }.ok_or_else(|| null(what))
 }

@@ -3,12 +3,14 @@
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use arrow_array::{RecordBatch, RecordBatchIterator, RecordBatchOptions, RecordBatchReader, StructArray};
+use arrow_array::{
+    RecordBatch, RecordBatchIterator, RecordBatchOptions, RecordBatchReader, StructArray,
+};
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 
 pub use arrow::ffi::FFI_ArrowSchema;
-pub use arrow::ffi_stream::FFI_ArrowArrayStream;
 use arrow::ffi::{FFI_ArrowArray, from_ffi_and_data_type};
+pub use arrow::ffi_stream::FFI_ArrowArrayStream;
 
 use super::guard::{inject_panic, null, panic_error};
 use crate::error::{Error, Result};
@@ -31,8 +33,7 @@ impl Input {
 
     pub(super) fn optional(self, what: &str) -> Result<Option<Reader>> {
         let Some(stream) = self.0 else { return Ok(None) };
-        let reader =
-            Imported::new(stream).map_err(|e| Error::invalid(format!("{what}: {e}")))?;
+        let reader = Imported::new(stream).map_err(|e| Error::invalid(format!("{what}: {e}")))?;
         Ok(Some(Box::new(reader)))
     }
 
@@ -70,9 +71,8 @@ fn pull(
 ) -> Result<Option<RecordBatch>, ArrowError> {
     let mut array = FFI_ArrowArray::empty();
     // SAFETY: a live stream, and a place for its next array.
-    let code = unsafe {
-        stream.get_next.map_or(libc::EINVAL, |f| f(&raw mut *stream, &raw mut array))
-    };
+    let code =
+        unsafe { stream.get_next.map_or(libc::EINVAL, |f| f(&raw mut *stream, &raw mut array)) };
     if code != 0 {
         return Err(last_error(stream, code));
     }
@@ -120,7 +120,9 @@ fn last_error(stream: &mut FFI_ArrowArrayStream, code: i32) -> ArrowError {
         .filter(|text| !text.is_null())
         // SAFETY: as above.
         .map(|text| unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned());
-    ArrowError::CDataInterface(text.unwrap_or_else(|| format!("the stream failed with code {code}")))
+    ArrowError::CDataInterface(
+        text.unwrap_or_else(|| format!("the stream failed with code {code}")),
+    )
 }
 
 impl Iterator for Imported {
@@ -187,7 +189,8 @@ impl<R: RecordBatchReader> Drop for Guarded<R> {
 }
 
 pub(super) fn export(reader: impl RecordBatchReader + Send + 'static) -> FFI_ArrowArrayStream {
-    let guarded = Guarded { schema: reader.schema(), inner: ManuallyDrop::new(reader), dead: false };
+    let guarded =
+        Guarded { schema: reader.schema(), inner: ManuallyDrop::new(reader), dead: false };
     FFI_ArrowArrayStream::new(Box::new(guarded))
 }
 

@@ -14,7 +14,10 @@ use crate::operations::Spec;
 use crate::result::TaskResult;
 use crate::task::Task;
 
-fn read_all<T>(reader: Reader, decode: fn(&arrow_array::RecordBatch) -> Result<Vec<T>>) -> Result<Vec<T>> {
+fn read_all<T>(
+    reader: Reader,
+    decode: fn(&arrow_array::RecordBatch) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
     let mut rows = Vec::new();
     for batch in reader {
         rows.extend(decode(&batch?)?);
@@ -52,7 +55,8 @@ pub unsafe extern "C" fn lance_tasks_convert(
 ) -> LanceTasksStatus {
     guard("lance_tasks_convert", out_error, || {
         // SAFETY: by the header's contract.
-        let (place, data) = unsafe { (out("out_bytes", out_bytes)?, bytes("data", data, data_len)?) };
+        let (place, data) =
+            unsafe { (out("out_bytes", out_bytes)?, bytes("data", data, data_len)?) };
         place.write(LanceTasksBytes::new(convert(data, encoding)?));
         Ok(())
     })
@@ -62,7 +66,11 @@ fn convert(data: &[u8], encoding: i32) -> Result<Vec<u8>> {
     let encoding = match encoding {
         LANCE_TASKS_ENCODING_JSON => Encoding::Json,
         LANCE_TASKS_ENCODING_BINARY => Encoding::Binary,
-        other => return Err(Error::invalid(format!("encoding {other} is neither JSON (1) nor binary (2)"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "encoding {other} is neither JSON (1) nor binary (2)"
+            )));
+        }
     };
     fn write<T: Descriptor>(data: &[u8], encoding: Encoding) -> Result<Vec<u8>> {
         let value = T::decode(data)?;
@@ -122,7 +130,10 @@ pub unsafe extern "C" fn lance_tasks_table_to_rows(
                 .map(|r| TaskResult::to_ipc(&[r]))
                 .collect::<Result<Vec<_>>>()?
         } else {
-            read_all(reader, Task::from_table)?.iter().map(Task::to_bytes).collect::<Result<Vec<_>>>()?
+            read_all(reader, Task::from_table)?
+                .iter()
+                .map(Task::to_bytes)
+                .collect::<Result<Vec<_>>>()?
         };
         let mut framed = Vec::with_capacity(rows.iter().map(|r| r.len() + 8).sum());
         for row in rows {
@@ -152,7 +163,9 @@ pub unsafe extern "C" fn lance_tasks_next_row(
         let place = unsafe { out("out_row", out_row) }?;
         let batch = unsafe { super::stream::next_batch(stream, &crate::result::table_schema()) }?;
         place.write(match batch {
-            Some(batch) => LanceTasksBytes::new(TaskResult::to_ipc(&TaskResult::from_table(&batch)?)?),
+            Some(batch) => {
+                LanceTasksBytes::new(TaskResult::to_ipc(&TaskResult::from_table(&batch)?)?)
+            }
             None => LanceTasksBytes { data: std::ptr::null(), len: 0 },
         });
         Ok(())
@@ -176,7 +189,8 @@ pub unsafe extern "C" fn lance_tasks_rows_to_table(
 ) -> LanceTasksStatus {
     guard("lance_tasks_rows_to_table", out_error, || {
         // SAFETY: by the header's contract.
-        let (place, rows) = unsafe { (out("out_table", out_table)?, bytes("rows", rows, rows_len)?) };
+        let (place, rows) =
+            unsafe { (out("out_table", out_table)?, bytes("rows", rows, rows_len)?) };
         let mut tasks = Vec::new();
         let mut results = Vec::new();
         for row in split(rows)? {
@@ -202,7 +216,8 @@ pub unsafe extern "C" fn lance_tasks_rows_to_table(
 fn split(mut framed: &[u8]) -> Result<Vec<&[u8]>> {
     let mut rows = Vec::new();
     while !framed.is_empty() {
-        let cut = || Error::new(ErrorCode::Decode, format!("rows: cut short in row {}", rows.len()));
+        let cut =
+            || Error::new(ErrorCode::Decode, format!("rows: cut short in row {}", rows.len()));
         let (length, rest) = framed.split_first_chunk::<8>().ok_or_else(cut)?;
         let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| cut())?;
         let (row, rest) = rest.split_at_checked(length).ok_or_else(cut)?;

@@ -5,7 +5,9 @@ use arrow_schema::Schema;
 use super::error::LanceTasksError;
 use super::executor::{LanceTasksExecutor, call};
 use super::guard::{bytes, guard, guard_executor, out, text};
-use super::stream::{FFI_ArrowArrayStream, FFI_ArrowSchema, Input, export, export_batch, take_schema};
+use super::stream::{
+    FFI_ArrowArrayStream, FFI_ArrowSchema, Input, export, export_batch, take_schema,
+};
 use super::tables::{read_results, read_tasks};
 use super::types::*;
 use crate::codec::Descriptor;

@@ -119,15 +119,20 @@ impl Options {
         }
         if let Some(mode) = &self.compaction_mode {
             o.compaction_mode = Some(
-                CompactionMode::try_from(mode.as_str()).map_err(|e| option("compaction_mode", e))?,
+                CompactionMode::try_from(mode.as_str())
+                    .map_err(|e| option("compaction_mode", e))?,
             );
         }
-        set(&mut o.binary_copy_read_batch_bytes, &self.binary_copy_read_batch_bytes, |v| Some(*v as usize));
+        set(&mut o.binary_copy_read_batch_bytes, &self.binary_copy_read_batch_bytes, |v| {
+            Some(*v as usize)
+        });
         set(&mut o.max_source_fragments, &self.max_source_fragments, |v| Some(*v as usize));
         set(&mut o.max_source_rows, &self.max_source_rows, |v| Some(*v as usize));
         set(&mut o.max_source_bytes, &self.max_source_bytes, |v| Some(*v));
         set(&mut o.excluded_fragment_ids, &self.excluded_fragment_ids, Clone::clone);
-        set(&mut o.max_overlays_per_fragment, &self.max_overlays_per_fragment, |v| Some(*v as usize));
+        set(&mut o.max_overlays_per_fragment, &self.max_overlays_per_fragment, |v| {
+            Some(*v as usize)
+        });
         if let Some(version) = &self.data_storage_version {
             o.data_storage_version = Some(
                 version
@@ -203,7 +208,9 @@ impl Operation for Compact {
             return Err(Error::invalid("a compaction takes no input stream"));
         }
         if spec.micro_commit_batch_size == Some(0) {
-            return Err(Error::invalid("option \"micro_commit_batch_size\" is 0, it must be at least 1"));
+            return Err(Error::invalid(
+                "option \"micro_commit_batch_size\" is 0, it must be at least 1",
+            ));
         }
         let mut options = spec.options();
         options.check()?;
@@ -214,9 +221,8 @@ impl Operation for Compact {
             .await?
             .ok_or_else(|| not_found(&uri))?;
         // What the dataset's configuration says is pinned with the job, not looked up again later.
-        let resolved = options.lance(CompactionOptions::from_dataset_config(
-            &dataset.manifest.config,
-        )?)?;
+        let resolved =
+            options.lance(CompactionOptions::from_dataset_config(&dataset.manifest.config)?)?;
         options = pinned(options, &resolved);
         Ok(Prepared {
             uri,
@@ -308,7 +314,10 @@ impl Operation for Compact {
         if let Some(work) = work
             && work.fragments != sources
         {
-            return wrong(format!("it rewrote fragments {sources:?}, its task has {:?}", work.fragments));
+            return wrong(format!(
+                "it rewrote fragments {sources:?}, its task has {:?}",
+                work.fragments
+            ));
         }
         let live: u64 = rewrite.original_fragments.iter().map(live_rows).sum();
         let rows: u64 = rewrite.new_fragments.iter().map(live_rows).sum();
@@ -353,12 +362,14 @@ impl Operation for Compact {
         let mut options = state.options.lance(Default::default())?;
         options.transaction_properties = Some(Arc::new(properties));
         let rewrites = winners.iter().map(rewrite).collect::<Result<Vec<_>>>()?;
-        let added: u64 = rewrites.iter().flat_map(|r| &r.new_fragments).flat_map(written_sizes).sum();
+        let added: u64 =
+            rewrites.iter().flat_map(|r| &r.new_fragments).flat_map(written_sizes).sum();
         let removed: u64 =
             rewrites.iter().flat_map(|r| &r.original_fragments).flat_map(written_sizes).sum();
         let mut dataset = cx.dataset().await?;
         let remap = Arc::new(DatasetIndexRemapperOptions::default());
-        let m: CompactionMetrics = commit_compaction(&mut dataset, rewrites, remap, &options).await?;
+        let m: CompactionMetrics =
+            commit_compaction(&mut dataset, rewrites, remap, &options).await?;
         Ok(Applied {
             metrics: Metrics::from([
                 ("fragments_removed".into(), m.fragments_removed as u64),

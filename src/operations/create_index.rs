@@ -6,9 +6,9 @@ use std::sync::Arc;
 use lance::Dataset;
 use lance::dataset::transaction::Operation as LanceOperation;
 use lance::index::DatasetIndexExt;
+use lance_index::IndexType;
 use lance_index::progress::IndexBuildProgress;
 use lance_index::scalar::ScalarIndexParams;
-use lance_index::IndexType;
 use lance_table::format::{IndexMetadata, pb};
 use prost::Message;
 use roaring::RoaringBitmap;
@@ -314,8 +314,10 @@ impl Operation for CreateIndex {
             return Ok(Applied { metrics: Metrics::new(), nothing: true });
         }
         let segments = winners.iter().map(segment).collect::<Result<Vec<_>>>()?;
-        let planned: RoaringBitmap =
-            segments.iter().filter_map(|s| s.fragment_bitmap.clone()).fold(Default::default(), |a, b| a | b);
+        let planned: RoaringBitmap = segments
+            .iter()
+            .filter_map(|s| s.fragment_bitmap.clone())
+            .fold(Default::default(), |a, b| a | b);
         let live = cx.dataset().await?;
         let (name, column) = (state.build.name.clone(), state.build.column.clone());
         let transaction = cx
@@ -328,12 +330,15 @@ impl Operation for CreateIndex {
                 .iter()
                 .filter_map(|i| i.effective_fragment_bitmap(&fragment_bitmap(&live)))
                 .fold(Default::default(), |a, b| a | b),
-            other => return Err(Error::internal(format!("an index commit became {}", other.name()))),
+            other => {
+                return Err(Error::internal(format!("an index commit became {}", other.name())));
+            }
         };
         let rows_covered =
             chosen(&live, None).filter(|(id, _)| covered.contains(*id)).map(|(_, rows)| rows).sum();
         let properties = cx.properties(state.transaction_properties.as_ref());
-        cx.apply(transaction.operation, transaction.read_version, properties, |builder| builder).await?;
+        cx.apply(transaction.operation, transaction.read_version, properties, |builder| builder)
+            .await?;
         Ok(Applied {
             metrics: Metrics::from([
                 ("segments".into(), winners.len() as u64),
@@ -362,7 +367,9 @@ fn check_numbers(spec: &CreateIndexSpec) -> Result<()> {
         }
     }
     if spec.fragment_ids.as_ref().is_some_and(Vec::is_empty) {
-        return Err(Error::invalid("option \"fragment_ids\" is empty; leave it out for all fragments"));
+        return Err(Error::invalid(
+            "option \"fragment_ids\" is empty; leave it out for all fragments",
+        ));
     }
     Ok(())
 }
@@ -376,7 +383,9 @@ fn check_params(kind: Kind, params: Option<&Json>) -> Result<()> {
             )));
         }
         if value.as_u64().is_none_or(|v| v == 0) {
-            return Err(Error::invalid(format!("parameter {name:?}: {value} is no positive number")));
+            return Err(Error::invalid(format!(
+                "parameter {name:?}: {value} is no positive number"
+            )));
         }
     }
     Ok(())
@@ -388,10 +397,14 @@ fn column(dataset: &Dataset, name: &str) -> Result<(String, i32, arrow_schema::D
         return Err(Error::invalid("option \"column\" is missing"));
     }
     let schema = dataset.schema();
-    let path = schema.resolve_case_insensitive(name).filter(|p| !p.is_empty()).ok_or_else(|| {
-        let names: Vec<&str> = schema.fields.iter().map(|f| f.name.as_str()).collect();
-        Error::invalid(format!("there is no column {name:?}; the dataset has {}", names.join(", ")))
-    })?;
+    let path =
+        schema.resolve_case_insensitive(name).filter(|p| !p.is_empty()).ok_or_else(|| {
+            let names: Vec<&str> = schema.fields.iter().map(|f| f.name.as_str()).collect();
+            Error::invalid(format!(
+                "there is no column {name:?}; the dataset has {}",
+                names.join(", ")
+            ))
+        })?;
     let names: Vec<&str> = path.iter().map(|f| f.name.as_str()).collect();
     let field = path[path.len() - 1];
     Ok((lance_core::datatypes::format_field_path(&names), field.id, field.data_type()))
@@ -491,7 +504,12 @@ impl std::fmt::Debug for Stages {
 
 #[async_trait::async_trait]
 impl IndexBuildProgress for Stages {
-    async fn stage_start(&self, stage: &str, _total: Option<u64>, _unit: &str) -> lance::Result<()> {
+    async fn stage_start(
+        &self,
+        stage: &str,
+        _total: Option<u64>,
+        _unit: &str,
+    ) -> lance::Result<()> {
         self.0.event(EventKind::Stage, 0, 0, stage);
         Ok(())
     }

@@ -71,7 +71,12 @@ pub(crate) trait Operation {
     ) -> impl Future<Output = Result<Produced>> + Send;
 
     /// Check one result against the task that it is of.
-    fn verify(state: &Self::State, task: Option<&Task>, work: Option<&Self::Work>, result: &TaskResult) -> Result<()>;
+    fn verify(
+        state: &Self::State,
+        task: Option<&Task>,
+        work: Option<&Self::Work>,
+        result: &TaskResult,
+    ) -> Result<()>;
 
     /// Apply the winners, one per task and in the order of the tasks, to the dataset; called by the
     /// exactly-once machinery, which guards every manifest write that this makes.

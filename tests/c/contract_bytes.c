@@ -251,7 +251,7 @@ static void test_damaged_results_in_verbs(void) {
 int main(void) {
     executor = new_executor(1);
     char *dir = fresh_dir();
-    job = prepare_csv(executor, dir, 20, 10);
+    job = prepare_rows(executor, dir, 20, 10);
     struct ArrowArrayStream tasks = plan(executor, job), table = {0};
     Rows rows = table_to_rows(&tasks);
     task = copy_of(rows.items[0], rows.items[0].len);

@@ -248,7 +248,7 @@ static void test_cancelled_from_another_thread(void) {
 
 static void test_cancelled_execute_all(void) {
     char *own = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, own, 100, 10);
+    LanceTasksBytes job = prepare_rows(executor, own, 100, 10);
     struct ArrowArrayStream tasks = plan(executor, job), results = {0};
     LanceTasksCancelToken *token = lance_tasks_cancel_token_new();
     lance_tasks_cancel_token_cancel(token);
@@ -363,7 +363,7 @@ static void test_finalizer_on_every_path(void) {
 
 static void test_finalizer_of_streams(void) {
     char *own = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, own, 100, 10);
+    LanceTasksBytes job = prepare_rows(executor, own, 100, 10);
     for (int read = 0; read < 3; read++) {
         Watch watch = {0};
         LanceTasksCallOptions options = watched(&watch);

@@ -58,7 +58,7 @@ static void *use_executor(void *context) {
 
 static void test_many_threads(void) {
     char *dir = fresh_dir();
-    Shared shared = {.job = prepare_csv(executor, dir, 40, 10)};
+    Shared shared = {.job = prepare_rows(executor, dir, 40, 10)};
     struct ArrowArrayStream tasks = plan(executor, shared.job);
     shared.tasks = table_to_rows(&tasks);
     REQUIRE(shared.tasks.count == 4);
@@ -102,7 +102,7 @@ static void *commit(void *context) {
 /* Whoever comes second is told what the first has done. */
 static void test_commit_from_two_threads(void) {
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, dir, 40, 10);
+    LanceTasksBytes job = prepare_rows(executor, dir, 40, 10);
     struct ArrowArrayStream tasks = plan(executor, job), results = {0};
     CHECK_OK(lance_tasks_execute_all(executor, &tasks, NULL, &results, &error));
     Rows rows = table_to_rows(&results);
@@ -124,7 +124,7 @@ static void test_executor_freed_before_its_stream(void) {
     for (int read = 0; read < 2; read++) {
         LanceTasksExecutor *own = new_executor(2);
         char *dir = fresh_dir();
-        LanceTasksBytes job = prepare_csv(own, dir, 60, 10);
+        LanceTasksBytes job = prepare_rows(own, dir, 60, 10);
         struct ArrowArrayStream tasks = plan(own, job), results = {0};
         CHECK_OK(lance_tasks_execute_all(own, &tasks, NULL, &results, &error));
         lance_tasks_executor_free(own);
@@ -142,7 +142,7 @@ static void test_executor_freed_before_its_stream(void) {
 static void test_plan_outlives_executor(void) {
     LanceTasksExecutor *own = new_executor(1);
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(own, dir, 60, 10);
+    LanceTasksBytes job = prepare_rows(own, dir, 60, 10);
     struct ArrowArrayStream tasks = plan(own, job);
     lance_tasks_executor_free(own);
     Rows rows = table_to_rows(&tasks);
@@ -162,7 +162,7 @@ static void *read_stream(void *context) {
 
 static void test_stream_read_on_another_thread(void) {
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, dir, 60, 10);
+    LanceTasksBytes job = prepare_rows(executor, dir, 60, 10);
     struct ArrowArrayStream tasks = plan(executor, job), results = {0};
     CHECK_OK(lance_tasks_execute_all(executor, &tasks, NULL, &results, &error));
     pthread_t thread;
@@ -184,7 +184,7 @@ static void test_executors_made_and_freed(void) {
 /* In the child of a fork there are no threads: every verb says so and returns. */
 static void test_fork(void) {
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, dir, 10, 10);
+    LanceTasksBytes job = prepare_rows(executor, dir, 10, 10);
     fflush(NULL);
     pid_t child = fork();
     REQUIRE(child >= 0);

@@ -50,11 +50,11 @@ check() {
 }
 
 # program NAME COMMAND...: a program that prints its own tests, as `ok` and `FAILED` lines. A crash, or
-# a failing exit without a failed test, is a failed test too.
+# a failing exit without a failed test, is a failed test too, and so is one that does not end.
 program() {
     local name=$1 code=0 lines
     shift
-    "$@" >"$work/out" 2>"$work/log" || code=$?
+    timeout -k 5 "${LANCE_TASKS_TEST_TIMEOUT:-600}" "$@" >"$work/out" 2>"$work/log" || code=$?
     lines=$(grep -cE '^(ok|FAILED) ' "$work/out" || true)
     grep -E '^(ok|FAILED) ' "$work/out" || true
     local bad

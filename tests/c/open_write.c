@@ -89,7 +89,7 @@ static void test_partition_names(void) {
     close_job(&open);
 
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, dir, 10, 10);
+    LanceTasksBytes job = prepare_rows(executor, dir, 10, 10);
     CHECK_FAILS(LANCE_TASKS_INVALID_ARGUMENT, "",
                 lance_tasks_job_task(job.data, job.len, (const uint8_t *)"a", 1, &task, &error));
     lance_tasks_bytes_free(&job);
@@ -145,7 +145,7 @@ static void test_producer_has_no_schema(void) {
 
 static void test_other_schema(void) {
     Producer from = producer(1, 10);
-    from.id_format = "tdD";
+    from.id_format = "z";
     from.batches = 0;
     failing_execute(&from, LANCE_TASKS_SCHEMA_MISMATCH, "id");
 }
@@ -160,6 +160,26 @@ static void test_array_with_a_child_too_few(void) {
     Producer from = producer(1, 10);
     from.lose_child = true;
     failing_execute(&from, 0, "");
+}
+
+/* Files that were closed before the failure, too. */
+static void test_failed_attempt_removes_its_files(void) {
+    LanceTasksCallOptions soon = {.struct_size = sizeof soon, .timeout_ms = 300};
+    for (int i = 0; i < 2; i++) {
+        Open open = open_job(", \"max_rows_per_file\": 10");
+        LanceTasksBytes task = task_of(&open, "a");
+        Producer from = producer(-1, 10);
+        from.pause_ms = 1;
+        if (i == 0) from.fail_at = 50;
+        struct ArrowArrayStream input = producer_stream(&from), result = {0};
+        CHECK_FAILS(i == 0 ? LANCE_TASKS_SOURCE : LANCE_TASKS_DEADLINE_EXCEEDED, "",
+                    lance_tasks_execute(executor, task.data, task.len, &input,
+                                        i == 0 ? NULL : &soon, &result, &error));
+        CHECK(producer_is_clean(&from));
+        CHECK(count_files(open.dir) == 0);
+        lance_tasks_bytes_free(&task);
+        close_job(&open);
+    }
 }
 
 static void test_inputs_of_failing_calls(void) {
@@ -223,7 +243,7 @@ static void test_released_and_missing_input(void) {
 
 static void test_input_for_a_planned_task(void) {
     char *dir = fresh_dir();
-    LanceTasksBytes job = prepare_csv(executor, dir, 10, 10);
+    LanceTasksBytes job = prepare_rows(executor, dir, 10, 10);
     struct ArrowArrayStream tasks = plan(executor, job), result = {0};
     Rows rows = table_to_rows(&tasks);
     REQUIRE(rows.count == 1);
@@ -340,6 +360,8 @@ int main(void) {
     run_test("open_write", "a stream of another schema", test_other_schema);
     run_test("open_write", "a schema of unknown format", test_nonsense_schema);
     run_test("open_write", "an array with a child too few", test_array_with_a_child_too_few);
+    run_test("open_write", "a failed attempt removes its files",
+             test_failed_attempt_removes_its_files);
     run_test("open_write", "inputs of failing calls are released once", test_inputs_of_failing_calls);
     run_test("open_write", "a released input and none", test_released_and_missing_input);
     run_test("open_write", "an input for a planned task", test_input_for_a_planned_task);

@@ -85,8 +85,9 @@ job() {
 data="$work/data.lance"
 job write "{\"operation\": \"write\", \"uri\": \"$data\", \"sources\": [\"$work/in.csv\"],
     \"max_rows_per_file\": 100}" 1000
+# A source of known rows is cut into tasks.
 job append "{\"operation\": \"write\", \"mode\": \"append\", \"uri\": \"$data\",
-    \"sources\": [{\"uri\": \"$work/in.csv\", \"format\": \"csv\"}], \"max_rows_per_file\": 400}" 2000
+    \"sources\": [{\"uri\": \"$data\", \"version\": 1}], \"max_rows_per_file\": 400}" 2000
 job compact "{\"operation\": \"compact\", \"uri\": \"$data\", \"target_rows_per_fragment\": 500}" 2000
 job index "{\"operation\": \"create_index\", \"uri\": \"$data\", \"column\": \"id\",
     \"index_type\": \"BTREE\"}" 2000

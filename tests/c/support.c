@@ -1,6 +1,7 @@
 #include "support.h"
 
 #include <errno.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -185,17 +186,44 @@ LanceTasksBytes prepare(const LanceTasksExecutor *executor, const char *spec,
     return job;
 }
 
-LanceTasksBytes prepare_csv(const LanceTasksExecutor *executor, const char *dir, long rows,
-                            long rows_per_task) {
+/* prepare, plan, execute and commit. */
+static void run_spec(const LanceTasksExecutor *executor, const char *spec) {
+    LanceTasksBytes job = prepare(executor, spec, NULL), outcome = {0};
+    struct ArrowArrayStream tasks = plan(executor, job), results = {0};
+    LanceTasksError *error = NULL;
+    must(lance_tasks_execute_all(executor, &tasks, NULL, &results, &error), &error, "execute_all");
+    must(lance_tasks_commit(executor, job.data, job.len, &results, NULL, &outcome, &error), &error,
+         "commit");
+    lance_tasks_bytes_free(&outcome);
+    lance_tasks_bytes_free(&job);
+}
+
+LanceTasksBytes prepare_rows(const LanceTasksExecutor *executor, const char *dir, long rows,
+                             long rows_per_task) {
     char *csv = path_of("%s/in.csv", dir);
     write_csv(csv, 0, rows);
-    char *spec = path_of("{\"operation\": \"write\", \"uri\": \"%s/data.lance\", "
-                         "\"sources\": [\"%s\"], \"max_rows_per_file\": %ld}",
-                         dir, csv, rows_per_task);
-    LanceTasksBytes job = prepare(executor, spec, NULL);
+    char *spec = path_of("{\"operation\": \"write\", \"uri\": \"%s/seed.lance\", "
+                         "\"sources\": [\"%s\"]}",
+                         dir, csv);
+    run_spec(executor, spec);
     free(spec);
     free(csv);
+    spec = path_of("{\"operation\": \"write\", \"uri\": \"%s/data.lance\", "
+                   "\"sources\": [\"%s/seed.lance\"], \"max_rows_per_file\": %ld}",
+                   dir, dir, rows_per_task);
+    LanceTasksBytes job = prepare(executor, spec, NULL);
+    free(spec);
     return job;
+}
+
+size_t count_files(const char *dir) {
+    char *pattern = path_of("%s/data.lance/data/*", dir);
+    glob_t files = {0};
+    glob(pattern, 0, NULL, &files);
+    size_t count = files.gl_pathc;
+    globfree(&files);
+    free(pattern);
+    return count;
 }
 
 struct ArrowArrayStream plan(const LanceTasksExecutor *executor, LanceTasksBytes job) {

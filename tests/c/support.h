@@ -74,9 +74,12 @@ bool bytes_contain(LanceTasksBytes bytes, const char *text);
 LanceTasksExecutor *new_executor(uint32_t threads);
 LanceTasksBytes prepare(const LanceTasksExecutor *executor, const char *spec,
                         struct ArrowSchema *schema);
-/* A write of a CSV file of `rows` rows into a new dataset, `rows_per_task` rows a task. */
-LanceTasksBytes prepare_csv(const LanceTasksExecutor *executor, const char *dir, long rows,
-                            long rows_per_task);
+/* A write into the new dataset DIR/data.lance from DIR/seed.lance, which is made of a CSV file of `rows`
+ * rows: a source whose row count is known is cut into tasks, of `rows_per_task` rows each. */
+LanceTasksBytes prepare_rows(const LanceTasksExecutor *executor, const char *dir, long rows,
+                             long rows_per_task);
+/* Data files of DIR/data.lance. */
+size_t count_files(const char *dir);
 struct ArrowArrayStream plan(const LanceTasksExecutor *executor, LanceTasksBytes job);
 
 /* The items of lance_tasks_table_to_rows, as views into `framed`. */

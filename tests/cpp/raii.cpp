@@ -67,14 +67,24 @@ fs::path fresh_dir() {
     return dir;
 }
 
-/// A CSV file of `rows` rows, and the spec that writes it, `per_file` rows a task.
-std::string csv_spec(const fs::path& dir, int rows, int per_file) {
+std::string quoted(const fs::path& path) { return lt::detail::json_quote(path.string()); }
+
+/// A CSV file of `rows` rows, and the spec that writes it to `name`.
+std::string csv_spec(const fs::path& dir, int rows, const std::string& name = "data.lance") {
     std::ofstream file(dir / "in.csv");
     file << "id,name\n";
     for (int i = 0; i < rows; ++i) file << i << ",row " << i << '\n';
-    return R"({"operation": "write", "uri": ")" + (dir / "data.lance").string() +
-           R"(", "sources": [")" + (dir / "in.csv").string() + R"("], "max_rows_per_file": )" +
-           std::to_string(per_file) + "}";
+    return R"({"operation": "write", "uri": )" + quoted(dir / name) + R"(, "sources": [)" +
+           quoted(dir / "in.csv") + "]}";
+}
+
+/// The spec of a write with a task for every `per_task` rows: its source is a dataset, whose row count
+/// is known beforehand.
+std::string rows_spec(const lt::Executor& executor, const fs::path& dir, int rows, int per_task) {
+    executor.run(csv_spec(dir, rows, "seed.lance"));
+    return R"({"operation": "write", "uri": )" + quoted(dir / "data.lance") + R"(, "sources": [)" +
+           quoted(dir / "seed.lance") + R"(], "max_rows_per_file": )" + std::to_string(per_task) +
+           "}";
 }
 
 // ---- an Arrow stream of one int64 column, made by hand ----
@@ -188,15 +198,8 @@ void json() {
     CHECK(Json(nested).at("a").at("x").is_null());
     CHECK(!Json(nested).find("b"));
     CHECK(Json("{}").raw() == "{}" && !Json("{}").find("a"));
-    for (const char* bad : {"", "{", "{\"a\"", "{\"a\":", "{\"a\":\"", "[1]", "7"}) {
-        bool refused = false;
-        try {
-            (void)Json(bad).at("a");
-        } catch (const std::runtime_error&) {
-            refused = true;
-        }
-        CHECK(refused);
-    }
+    for (const char* bad : {"", "{", "{\"a\"", "{\"a\":", "{\"a\":\"", "[1]", "7"})
+        CHECK(thrown([&] { (void)Json(bad).at("a"); }).code() == lt::Code::decode);
 }
 
 void errors() {
@@ -224,7 +227,7 @@ void errors() {
 void values() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor({2, 0});
-    const lt::Job job = executor.prepare(csv_spec(dir, 40, 10));
+    const lt::Job job = executor.prepare(rows_spec(executor, dir, 40, 10));
     CHECK(job.operation() == "write" && job.read_version() == 0 && job.id().size() == 36);
     CHECK(job.uri().find("data.lance") != std::string::npos);
     CHECK(lt::Job(job.bytes()) == job && lt::Job(job.to_json()) == job);
@@ -240,8 +243,8 @@ void values() {
     CHECK(ids.size() == 4);
     CHECK(executor.plan(job) == tasks);
     CHECK(thrown([&] { (void)job.task("a"); }).code() == lt::Code::invalid_argument);
-    CHECK(thrown([&] { lt::Task(job.bytes()); }).code() == lt::Code::invalid_argument ||
-          thrown([&] { lt::Task(job.bytes()); }).code() == lt::Code::internal);
+    CHECK(thrown([&] { lt::Task(job.bytes()); }).code() == lt::Code::invalid_argument);
+    CHECK(thrown([&] { lt::Job(tasks[0].bytes()); }).code() == lt::Code::invalid_argument);
 
     const lt::Result result = executor.execute(tasks[0]);
     CHECK(result.ok() && !result.error() && result.task_id() == tasks[0].id());
@@ -254,7 +257,7 @@ void moves() {
     const fs::path dir = fresh_dir();
     lt::Executor first({1, 0});
     lt::Executor executor = std::move(first);
-    const lt::Job job = executor.prepare(csv_spec(dir, 20, 10));
+    const lt::Job job = executor.prepare(rows_spec(executor, dir, 20, 10));
     lt::TaskTable table = executor.plan_table(job);
     lt::TaskTable other = std::move(table);
     CHECK(!table && other); // NOLINT(bugprone-use-after-move)
@@ -284,8 +287,9 @@ void moves() {
 void loop() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor;
-    const lt::Job job = executor.prepare(csv_spec(dir, 100, 10));
+    const lt::Job job = executor.prepare(rows_spec(executor, dir, 100, 10));
     std::vector<lt::Result> results;
+    CHECK(executor.plan(job).size() == 10);
     for (auto tasks = executor.plan(job); !tasks.empty(); tasks = executor.plan(job, results)) {
         // One task fewer: the commit says so, and the plan asks for it.
         if (results.empty()) tasks.pop_back();
@@ -311,21 +315,21 @@ void run_all() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor({2, 0});
     const std::string uri = (dir / "data.lance").string();
-    CHECK(executor.run(csv_spec(dir, 100, 10)).rows == 100);
+    const std::string spec = rows_spec(executor, dir, 100, 10);
+    CHECK(executor.run(spec).rows == 100);
     const auto compacted = executor.run(R"({"operation": "compact", "uri": ")" + uri + "\"}");
     CHECK(compacted.rows == 100 && compacted.operation == "compact");
     const auto indexed = executor.run(R"({"operation": "create_index", "column": "id", "uri": ")" +
                                       uri + R"(", "index_type": "BTREE"})");
     CHECK(indexed.version > compacted.version);
-    const auto error = thrown([&] { executor.run(csv_spec(dir, 100, 10)); });
+    const auto error = thrown([&] { executor.run(spec); });
     CHECK(error.code() == lt::Code::already_exists);
 }
 
 void run_all_aborts() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor({2, 0});
-    const std::string spec = csv_spec(dir, 100, 10);
-    const lt::Job job = executor.prepare(spec);
+    const lt::Job job = executor.prepare(rows_spec(executor, dir, 100, 10));
     lt::CancelToken token;
     token.cancel();
     const auto error =
@@ -372,7 +376,7 @@ void open_write() {
 void progress() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor({2, 0});
-    const lt::Job job = executor.prepare(csv_spec(dir, 100, 10));
+    const lt::Job job = executor.prepare(rows_spec(executor, dir, 100, 10));
     struct Counts {
         std::atomic<int> started{0}, finished{0}, other{0};
     };
@@ -401,7 +405,7 @@ void progress() {
 void options() {
     const fs::path dir = fresh_dir();
     const lt::Executor executor({1, 0});
-    const std::string spec = csv_spec(dir, 10, 10);
+    const std::string spec = csv_spec(dir, 10);
     lt::CallOptions options;
     options.storage_options({{"a\"b", "c\\d\n"}, {"ü", "\x01"}}).timeout(std::chrono::seconds(60));
     CHECK(executor.prepare(spec, options).operation() == "write");

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -108,11 +109,19 @@ def assert_same_rows(actual: pa.Table, expected: pa.Table, key: str = "id") -> N
 
 @contextlib.contextmanager
 def unchanged(*roots: str | Path) -> Iterator[None]:
-    """The block writes, changes and removes no file below these folders."""
+    """The block writes, changes and removes no file below these folders.
+
+    Lance unlinks the temporary file of a write that was given up a moment later, on another thread.
+    """
     before = {root: files(root) for root in roots}
     yield
     for root, listing in before.items():
-        assert files(root) == listing, f"files of {root} changed"
+        for _ in range(100):
+            if (now := files(root)) == listing:
+                break
+            time.sleep(0.02)
+        new, gone = sorted(now.keys() - listing.keys()), sorted(listing.keys() - now.keys())
+        assert now == listing, f"files of {root}: {new} are new, {gone} are gone, or sizes differ"
 
 
 @contextlib.contextmanager
@@ -170,7 +179,10 @@ def edit_result(result: lt.Result, **columns: object) -> lt.Result:
 def edit_fragments(result: lt.Result, edit) -> lt.Result:
     """A result whose fragments (Lance's JSON) went through `edit(list of dicts)`."""
     fragments = edit([json.loads(fragment) for fragment in result.fragments])
-    return edit_result(result, fragments=[json.dumps(fragment) for fragment in fragments])
+    columns: dict[str, object] = {"fragments": [json.dumps(fragment) for fragment in fragments]}
+    if "new_fragments" in result.payload:  # of a compaction
+        columns["payload"] = json.dumps(result.payload | {"new_fragments": fragments})
+    return edit_result(result, **columns)
 
 
 # Other processes

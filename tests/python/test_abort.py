@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 
 import lance
@@ -185,6 +186,19 @@ def test_aborted_create_can_be_created_again(uri: str) -> None:
         assert files(uri) == {}
     lt.run(lt.Write(uri), data=numbers(10))
     assert_same(read(uri), numbers(10))
+
+
+def test_abort_after_the_dataset_was_made_anew(uri: str) -> None:
+    """What a process knows of an earlier dataset at the same place says nothing of this one."""
+    lt.run(lt.Write(uri), data=numbers(30))
+    shutil.rmtree(uri)
+    job = lt.prepare(lt.Write(uri), schema=numbers(0).schema)
+    results = execute_partitions(job, {"0": numbers(20)})
+    assert lt.commit(job, results).rows == 20
+    lance.write_dataset(numbers(5), uri, mode="overwrite")
+    report = lt.abort(job, results)
+    assert (report.files_removed, report.kept) == (0, 1)
+    assert_same(read(uri, version=1), numbers(20))
 
 
 def test_abort_of_failed_results(uri: str) -> None:

@@ -37,20 +37,16 @@ def refused(root: Path, call, kind: type, *words: str) -> lt.Error:
 # Specs
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        lambda uri: lt.Write(uri, mode="append"),
-        lambda uri: lt.Write(uri, mode="overwrite"),
-        lambda uri: lt.Compact(uri),
-        lambda uri: lt.CreateIndex(uri, column="id", index_type="BTREE"),
-    ],
-    ids=["append", "overwrite", "compact", "create_index"],
-)
-def test_missing_dataset(tmp_path: Path, uri: str, spec) -> None:
-    error = refused(
-        tmp_path, lambda: lt.prepare(spec(uri), schema=numbers(0).schema), lt.NotFoundError, uri
-    )
+@pytest.mark.parametrize("operation", ["append", "overwrite", "compact", "create_index"])
+def test_missing_dataset(tmp_path: Path, uri: str, operation: str) -> None:
+    def prepare() -> lt.Job:
+        if operation == "compact":
+            return lt.prepare(lt.Compact(uri))
+        if operation == "create_index":
+            return lt.prepare(lt.CreateIndex(uri, column="id", index_type="BTREE"))
+        return lt.prepare(lt.Write(uri, mode=operation), schema=numbers(0).schema)
+
+    error = refused(tmp_path, prepare, lt.NotFoundError, uri)
     assert error.retry_class == "invalid"
     assert isinstance(error, FileNotFoundError)
     assert not Path(uri).exists()
@@ -82,7 +78,6 @@ def test_create_where_a_dataset_is(tmp_path: Path, uri: str) -> None:
         ({"operation": "write", "sources": [{"uri": "x.csv", "delimiter": ";;"}]}, ["delimiter"]),
         ({"operation": "write", "sources": [{"uri": "x.csv", "version": 3}]}, ["version"]),
         ({"operation": "write", "sources": [{"uri": "x.csv", "filter": "a > 1"}]}, ["filter"]),
-        ({"operation": "write", "partitions": []}, ["partitions"]),
         ({"operation": "write", "partitions": ["a", "a"]}, ["a"]),
         ({"operation": "write", "partitions": ["a", ""]}, ["partition"]),
         ({"operation": "write", "partitions": ["a"], "num_partitions": 2}, ["num_partitions"]),
@@ -92,11 +87,16 @@ def test_create_where_a_dataset_is(tmp_path: Path, uri: str) -> None:
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )
-def test_bad_write_specs(tmp_path: Path, uri: str, spec: dict, words: list[str]) -> None:
+def test_bad_write_specs(
+    tmp_path: Path, uri: str, spec: dict, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    monkeypatch.chdir(tmp_path)
     spec = spec | {"uri": uri}
+    schema = None if "sources" in spec else numbers(0).schema
     refused(
         tmp_path,
-        lambda: lt.prepare(spec, schema=numbers(0).schema),
+        lambda: lt.prepare(spec, schema=schema),
         lt.InvalidArgumentError,
         *words,
     )
@@ -204,6 +204,14 @@ def test_wrong_number_of_partitions(tmp_path: Path, uri: str, stated: int) -> No
     results = execute_partitions(job, {"x": numbers(5), "y": numbers(5)})
     error = refused(tmp_path, lambda: lt.commit(job, results), lt.Error, "2", str(stated))
     assert isinstance(error, (lt.IncompleteError, lt.VerificationError))
+
+
+def test_no_partitions_at_all(uri: str) -> None:
+    """Nothing to write is no error: an empty dataset."""
+    job = lt.prepare(lt.Write(uri, partitions=[]), schema=numbers(0).schema)
+    assert lt.plan(job) == []
+    assert lt.commit(job, []).rows == 0
+    assert_same(read(uri), numbers(0))
 
 
 def test_data_where_none_is_wanted(tmp_path: Path, uri: str) -> None:

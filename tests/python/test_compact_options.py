@@ -24,11 +24,10 @@ from support import (
 import lance_tasks as lt
 
 
-def layout(uri: str) -> list[tuple]:
-    return [
-        (f.fragment_id, f.physical_rows, f.num_deletions)
-        for f in lance.dataset(uri).get_fragments()
-    ]
+def layout(uri: str) -> list[tuple[int, int]]:
+    """Physical and deleted rows of each fragment."""
+    fragments = lance.dataset(uri).get_fragments()
+    return sorted((fragment.physical_rows, fragment.num_deletions) for fragment in fragments)
 
 
 def with_deletions(uri: str, **options: object) -> None:
@@ -70,12 +69,11 @@ def test_layout_is_that_of_pylance(uri: str, options: dict, deletions: bool) -> 
     metrics = lance.dataset(judge).optimize.compact_files(**known)
     before = read(uri)
     outcome = run_loop(lt.Compact(uri, **options))
-    rows = [(physical, deleted) for _, physical, deleted in layout(uri)]
-    assert rows == [(physical, deleted) for _, physical, deleted in layout(judge)]
-    assert_same(read(uri), read(judge))
+    # Tasks of pylance are committed as they happen to finish: the order of fragments varies.
+    assert layout(uri) == layout(judge)
     assert_same_rows(read(uri), before)
     for name in ("fragments_removed", "fragments_added", "files_removed", "files_added"):
-        assert outcome.metrics[name] == getattr(metrics, name), name
+        assert outcome.metrics.get(name, 0) == getattr(metrics, name), name
 
 
 def test_nothing_to_compact(uri: str) -> None:
@@ -129,7 +127,7 @@ def test_deletions_are_materialized(uri: str) -> None:
     with_deletions(uri)
     before = read(uri)
     run_loop(lt.Compact(uri))
-    assert [(rows, deleted) for _, rows, deleted in layout(uri)] == [(1118, 0)]
+    assert layout(uri) == [(1118, 0)]
     assert_same(read(uri), before)
 
 
@@ -138,7 +136,7 @@ def test_whole_fragments_deleted(uri: str) -> None:
     dataset.delete("id < 250 or id > 1150")
     before = read(uri)
     run_loop(lt.Compact(uri))
-    assert [rows for _, rows, _ in layout(uri)] == [before.num_rows]
+    assert layout(uri) == [(before.num_rows, 0)]
     assert_same(read(uri), before)
 
 

@@ -59,6 +59,19 @@ def test_create_races_with_create(uri: str, tmp_path: Path, round_: int) -> None
     assert_same(read(uri), numbers(20, start=100 * winners[0]))
 
 
+def test_appends_race(uri: str, tmp_path: Path) -> None:
+    """Four processes append at once: each gets a version of its own."""
+    make_dataset(uri, rows=100)
+    spools = [
+        spool(tmp_path / f"spool-{i}", *append_job(uri, start=1000 * i, rows=10))
+        for i in range(1, 5)
+    ]
+    outcomes = go(*[start_worker("commit", *paths, wait=True) for paths in spools])
+    assert sorted(outcome.get("version") for outcome in outcomes) == [2, 3, 4, 5], outcomes
+    added = [numbers(10, 1000 * i) for i in range(1, 5)]
+    assert_same_rows(read(uri), pa.concat_tables([numbers(100), *added]))
+
+
 def test_append_after_overwrite_conflicts(uri: str) -> None:
     make_dataset(uri, rows=100)
     job, results = append_job(uri)
@@ -196,6 +209,20 @@ def test_index_after_compaction_of_its_fragments(uri: str) -> None:
     for where in ["id = 5", "id between 95 and 305", "id in (1, 250, 599)"]:
         full = dataset.scanner(filter=where, use_scalar_index=False).to_table()
         assert_same(dataset.to_table(filter=where).sort_by("id"), full.sort_by("id"))
+
+
+def test_datasets_made_anew_at_the_same_place(uri: str) -> None:
+    """A process that has seen the earlier ones works on the one that is there."""
+    for rows in (300, 500, 400):
+        shutil.rmtree(uri, ignore_errors=True)
+        assert lt.run(lt.Write(uri, max_rows_per_file=100), data=numbers(rows)).rows == rows
+        assert lt.run(lt.Write(uri, mode="append"), data=numbers(10, rows)).rows == rows + 10
+        index = lt.CreateIndex(uri, column="id", index_type="BTREE", num_segments=2)
+        assert lt.run(index).rows == rows + 10
+        check_index_answers(lance.dataset(uri), "id", ["id = 305", f"id > {rows - 5}"])
+        outcome = lt.run(lt.Compact(uri))
+        assert outcome.rows == rows + 10
+        assert_same_rows(read(uri), numbers(rows + 10))
 
 
 @pytest.mark.parametrize("kind", ["append", "compact"])

@@ -105,7 +105,7 @@ def test_tasks_of_pylance_fragments(uri: str) -> None:
     job = lt.prepare(lt.Write(uri, mode="append"), schema=numbers(0).schema)
     (ours,) = execute_partitions(job, {"0": numbers(50, 100)})
     (theirs,) = write_fragments(numbers(50, 100), uri)
-    path = "data/" + theirs.data_files()[0].path
+    path = "data/" + theirs.files[0].path
     size = (Path(uri) / path).stat().st_size
     swapped = edit_result(
         ours,

@@ -471,7 +471,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import lance_tasks as lt
 job = lt.prepare(lt.Write(sys.argv[1], sources=sys.argv[2:], max_rows_per_file=500))
-tasks = lt.plan(job) * 50
+tasks = lt.plan(job) * 4
 results = lt.execute_all(tasks, executor=lt.Executor(num_threads=1))
 done = [next(results)]
 print("ready", flush=True)

@@ -384,8 +384,10 @@ def test_corrupt_file_among_good_ones(sources: Path, uri: str, damage: str, mode
     elif damage == "truncated":
         data = data[: len(data) // 2]
     else:
-        data[40:400] = bytes(360)
+        data[4 : len(data) // 2] = random.Random(5).randbytes(len(data) // 2 - 4)
     bad.write_bytes(data)
+    with pytest.raises((OSError, pa.ArrowInvalid)):
+        pq.read_table(bad)
     if mode == "append":
         make_dataset(uri, rows=100)
     spec = lt.Write(uri, mode=mode, sources=paths, max_rows_per_file=500)

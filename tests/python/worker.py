@@ -12,20 +12,27 @@ from pathlib import Path
 
 import lance_tasks as lt
 
+# Never in the files that the processes share.
+OPTIONS = json.loads(os.environ.get("WORKER_STORAGE_OPTIONS", "null"))
+
 
 def read_all(folder: str, kind: type) -> list:
     return [kind.from_bytes(path.read_bytes()) for path in sorted(Path(folder).iterdir())]
 
 
+def read_job(path: str) -> lt.Job:
+    return lt.Job.from_bytes(Path(path).read_bytes())
+
+
 def prepare(spec: str, out: str) -> dict:
-    job = lt.prepare(Path(spec).read_bytes())
+    job = lt.prepare(Path(spec).read_bytes(), storage_options=OPTIONS)
     Path(out).write_bytes(job.to_bytes())
     return {"job_id": job.id}
 
 
 def plan(job: str, results: str, tasks: str) -> dict:
     """Tasks go to files named by their ids."""
-    made = lt.plan(lt.Job.from_bytes(Path(job).read_bytes()), read_all(results, lt.Result))
+    made = lt.plan(read_job(job), read_all(results, lt.Result), storage_options=OPTIONS)
     for number, task in enumerate(made):
         Path(tasks, f"{number:04}-{task.id}").write_bytes(task.to_bytes())
     return {"tasks": [task.id for task in made]}
@@ -37,18 +44,21 @@ def execute(task: str, out: str, data: str | None = None) -> dict:
         import pyarrow as pa
 
         table = pa.ipc.open_stream(data).read_all()
-    result = lt.execute(lt.Task.from_bytes(Path(task).read_bytes()), table)
+    given = lt.Task.from_bytes(Path(task).read_bytes())
+    result = lt.execute(given, table, storage_options=OPTIONS)
     Path(out).write_bytes(result.to_bytes())
     return {"task_id": result.task_id, "pid": result.pid}
 
 
 def commit(job: str, results: str) -> dict:
-    outcome = lt.commit(lt.Job.from_bytes(Path(job).read_bytes()), read_all(results, lt.Result))
+    given = read_all(results, lt.Result)
+    outcome = lt.commit(read_job(job), given, storage_options=OPTIONS)
     return dataclasses.asdict(outcome)
 
 
 def abort(job: str, results: str) -> dict:
-    report = lt.abort(lt.Job.from_bytes(Path(job).read_bytes()), read_all(results, lt.Result))
+    given = read_all(results, lt.Result)
+    report = lt.abort(read_job(job), given, storage_options=OPTIONS)
     return dataclasses.asdict(report)
 
 

@@ -9,10 +9,11 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include "../error.hpp"
 
 namespace lance_tasks::detail {
 
@@ -72,7 +73,7 @@ public:
     /// A member that must be there.
     [[nodiscard]] Json at(std::string_view key) const {
         if (auto found = find(key)) return *found;
-        throw std::runtime_error("lance_tasks: JSON without \"" + std::string(key) + "\"");
+        throw Error("DECODE", "invalid", "JSON without \"" + std::string(key) + "\"");
     }
 
     /// Call `f(std::string name, Json value)` for each member of an object, in order.
@@ -141,7 +142,7 @@ public:
 
 private:
     [[noreturn]] void bad() const {
-        throw std::runtime_error("lance_tasks: unexpected JSON: " + std::string(text_.substr(0, 80)));
+        throw Error("DECODE", "invalid", "unexpected JSON: " + std::string(text_.substr(0, 80)));
     }
 
     [[nodiscard]] char peek(std::size_t at) const {

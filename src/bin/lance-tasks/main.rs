@@ -38,7 +38,13 @@ struct Common {
     #[arg(long, global = true, value_name = "FILE")]
     storage_options: Option<PathBuf>,
     /// Bytes that the tasks running at one time may hold [default: half of the memory].
-    #[arg(long, global = true, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
     memory_budget: u64,
     /// Give up after so many seconds.
     #[arg(long, global = true, value_name = "SECONDS")]
@@ -159,7 +165,13 @@ fn run(cli: &Cli) -> Result<(Value, String)> {
                 "read_version": job.read_version, "spool": spool });
             Ok((
                 value,
-                format!("prepared {} on {} at version {}: job {}", job.operation(), job.uri, job.read_version, job.id),
+                format!(
+                    "prepared {} on {} at version {}: job {}",
+                    job.operation(),
+                    job.uri,
+                    job.read_version,
+                    job.id
+                ),
             ))
         }
         Command::Plan { spool } => {

@@ -92,7 +92,8 @@ impl Aligner {
 
 /// For each target field its place among the input's, by name.
 fn places(parent: &str, input: &Fields, target: &Fields) -> Result<Vec<Option<usize>>> {
-    let path = |name: &str| if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
+    let path =
+        |name: &str| if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
     for (i, field) in input.iter().enumerate() {
         if target.find(field.name()).is_none() {
             let names: Vec<&str> = target.iter().map(|f| f.name().as_str()).collect();
@@ -171,15 +172,26 @@ fn array(
 ) -> Result<ArrayRef> {
     let aligned = match (from.data_type(), to.data_type()) {
         (a, b) if a == b => from.clone(),
-        (DataType::Struct(_), DataType::Struct(fields)) => structs(path, from.as_struct(), fields, parent, row)?,
+        (DataType::Struct(_), DataType::Struct(fields)) => {
+            structs(path, from.as_struct(), fields, parent, row)?
+        }
         (DataType::List(_), DataType::List(item)) => lists::<i32>(path, from.as_list(), item, row)?,
-        (DataType::LargeList(_), DataType::LargeList(item)) => lists::<i64>(path, from.as_list(), item, row)?,
+        (DataType::LargeList(_), DataType::LargeList(item)) => {
+            lists::<i64>(path, from.as_list(), item, row)?
+        }
         (DataType::FixedSizeList(_, n), DataType::FixedSizeList(item, m)) if n == m => {
             let from = from.as_fixed_size_list();
             let width = *n as usize;
-            let values = array(&format!("{path}[]"), from.values(), item, None, &|i| row(i / width.max(1)))?;
+            let values =
+                array(&format!("{path}[]"), from.values(), item, None, &|i| row(i / width.max(1)))?;
             let nulls = from.nulls().cloned();
-            Arc::new(FixedSizeListArray::try_new_with_length(item.clone(), *n, values, nulls, from.len())?)
+            Arc::new(FixedSizeListArray::try_new_with_length(
+                item.clone(),
+                *n,
+                values,
+                nulls,
+                from.len(),
+            )?)
         }
         (DataType::Map(_, _), DataType::Map(entries, sorted)) => {
             let from = from.as_map();
@@ -187,7 +199,8 @@ fn array(
                 return Err(mismatch(format!("column {path:?}: a map without entries")));
             };
             let offsets = from.offsets();
-            let at = |i: usize| row(offsets.partition_point(|o| *o as usize <= i).saturating_sub(1));
+            let at =
+                |i: usize| row(offsets.partition_point(|o| *o as usize <= i).saturating_sub(1));
             let inner = structs(&format!("{path}[]"), from.entries(), fields, None, &at)?;
             Arc::new(MapArray::try_new(
                 entries.clone(),
@@ -234,9 +247,13 @@ fn structs(
         .iter()
         .zip(fields)
         .map(|(place, to)| match place {
-            Some(place) => {
-                array(&format!("{path}.{}", to.name()), from.column(*place), to, nulls.as_ref(), row)
-            }
+            Some(place) => array(
+                &format!("{path}.{}", to.name()),
+                from.column(*place),
+                to,
+                nulls.as_ref(),
+                row,
+            ),
             None => Ok(new_null_array(to.data_type(), from.len())),
         })
         .collect::<Result<Vec<_>>>()?;
@@ -379,11 +396,9 @@ mod tests {
         let fields: Fields = vec![Field::new("x", DataType::Int32, true)].into();
         let nulls = NullBuffer::from(vec![true, false]);
         let outer: ArrayRef = Arc::new(StructArray::new(fields, vec![child], Some(nulls)));
-        let to: Fields = vec![
-            Field::new("y", DataType::Utf8, true),
-            Field::new("x", DataType::Int64, false),
-        ]
-        .into();
+        let to: Fields =
+            vec![Field::new("y", DataType::Utf8, true), Field::new("x", DataType::Int64, false)]
+                .into();
         let out = aligned(outer, Field::new("a", DataType::Struct(to), true)).unwrap();
         let x: &Int64Array = out.as_struct().column(1).as_primitive();
         assert_eq!((x.value(0), out.is_null(1)), (1, true));

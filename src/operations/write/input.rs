@@ -82,7 +82,9 @@ pub(super) async fn prepare(
     }
     let lance = match (spec.mode, &dataset) {
         (Mode::Append, Some(dataset)) => dataset.schema().clone(),
-        _ => lance_schema(&schema, spec.mode).map_err(|e| e.with_code(ErrorCode::SchemaMismatch))?,
+        _ => {
+            lance_schema(&schema, spec.mode).map_err(|e| e.with_code(ErrorCode::SchemaMismatch))?
+        }
     };
     let version = match (&spec.data_storage_version, &dataset) {
         (Some(text), _) => text
@@ -95,7 +97,9 @@ pub(super) async fn prepare(
             })?
             .resolve()
             .to_string(),
-        (None, Some(dataset)) => dataset.manifest.data_storage_format.lance_file_format().to_string(),
+        (None, Some(dataset)) => {
+            dataset.manifest.data_storage_format.lance_file_format().to_string()
+        }
         (None, None) => LanceFileVersion::Stable.resolve().to_string(),
     };
     let defaults = WriteParams::default();
@@ -235,14 +239,18 @@ fn check_targets(
 ) -> Result<()> {
     let Some(targets) = &spec.target_bases else { return Ok(()) };
     if spec.target_all_bases.is_some() {
-        return Err(Error::invalid("options \"target_bases\" and \"target_all_bases\" exclude each other"));
+        return Err(Error::invalid(
+            "options \"target_bases\" and \"target_all_bases\" exclude each other",
+        ));
     }
     let known: Vec<BasePath> = dataset
         .map(|d| bases_of(d).into_values().collect())
         .unwrap_or_else(|| initial.iter().copied().flatten().map(base_path).collect());
     for target in targets {
         let found = target == uri
-            || known.iter().any(|b| b.path == *target || b.name.as_deref() == Some(target.as_str()));
+            || known
+                .iter()
+                .any(|b| b.path == *target || b.name.as_deref() == Some(target.as_str()));
         if !found {
             return Err(Error::invalid(format!("target_bases: {target:?} is no registered base")));
         }
@@ -291,7 +299,14 @@ async fn resolve(
 /// Cut the sources into tasks. Where row counts are known, at multiples of whole files; the last task
 /// alone may end with a small one.
 pub(super) fn cut(state: &WriteState, sources: &[Source]) -> Vec<NewWork<WriteWork>> {
-    let mut cutter = Cutter { state, tasks: Vec::new(), readings: Vec::new(), pieces: Vec::new(), rows: 0, bytes: 0 };
+    let mut cutter = Cutter {
+        state,
+        tasks: Vec::new(),
+        readings: Vec::new(),
+        pieces: Vec::new(),
+        rows: 0,
+        bytes: 0,
+    };
     for source in sources {
         for file in &source.files {
             match file.rows {
@@ -301,7 +316,8 @@ pub(super) fn cut(state: &WriteState, sources: &[Source]) -> Vec<NewWork<WriteWo
                     while at < rows {
                         let take = (state.max_rows_per_task - cutter.rows).min(rows - at);
                         let part = (take < rows).then_some((at, at + take));
-                        let bytes = (u128::from(file.size) * u128::from(take) / u128::from(rows)) as u64;
+                        let bytes =
+                            (u128::from(file.size) * u128::from(take) / u128::from(rows)) as u64;
                         cutter.push(source, file, part, take, bytes);
                         at += take;
                         if cutter.rows == state.max_rows_per_task {
@@ -340,7 +356,14 @@ impl Cutter<'_> {
         }
     }
 
-    fn push(&mut self, source: &Source, file: &source::File, rows: Option<(u64, u64)>, count: u64, bytes: u64) {
+    fn push(
+        &mut self,
+        source: &Source,
+        file: &source::File,
+        rows: Option<(u64, u64)>,
+        count: u64,
+        bytes: u64,
+    ) {
         if self.readings.last() != Some(&source.reading) {
             self.readings.push(source.reading.clone());
         }

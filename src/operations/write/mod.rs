@@ -244,7 +244,9 @@ impl Operation for Write {
                 )));
             }
             (Rows::Pieces { .. }, Some(_)) => {
-                return Err(Error::invalid("the task reads its own sources and takes no input stream"));
+                return Err(Error::invalid(
+                    "the task reads its own sources and takes no input stream",
+                ));
             }
             (Rows::Pieces { readings, pieces }, None) => {
                 input::pieces(cx, readings.clone(), pieces.clone(), &schema)
@@ -363,11 +365,15 @@ impl Operation for Write {
             .map(|result| {
                 let payload: serde_json::Value = serde_json::from_str(&result.payload)?;
                 let partition = payload["partition"].as_str().unwrap_or_default().to_owned();
-                let id = uuid::Uuid::new_v5(&result.job_id, format!("partition/{partition}").as_bytes());
+                let id =
+                    uuid::Uuid::new_v5(&result.job_id, format!("partition/{partition}").as_bytes());
                 if id != result.task_id {
                     return Err(Error::new(
                         ErrorCode::Verification,
-                        format!("the result of task {} is not of partition {partition:?}", result.task_id),
+                        format!(
+                            "the result of task {} is not of partition {partition:?}",
+                            result.task_id
+                        ),
                     ));
                 }
                 Ok((input::natural(&partition), result))

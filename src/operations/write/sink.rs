@@ -140,9 +140,13 @@ impl Sink<'_> {
         while !files.is_empty() {
             self.finish(&mut files, &mut written, &mut cap).await?;
         }
-        let out: u64 = written.fragments.iter().filter_map(|f| f.physical_rows).sum::<usize>() as u64;
+        let out: u64 =
+            written.fragments.iter().filter_map(|f| f.physical_rows).sum::<usize>() as u64;
         if out != written.rows_in {
-            return Err(Error::internal(format!("{} rows came in, {out} were written", written.rows_in)));
+            return Err(Error::internal(format!(
+                "{} rows came in, {out} were written",
+                written.rows_in
+            )));
         }
         Ok(written)
     }
@@ -154,11 +158,14 @@ impl Sink<'_> {
         cap: &mut Cap,
     ) -> Result<()> {
         let Some(mut file) = files.pop_front() else { return Ok(()) };
-        let (fragments, bytes) = (&mut file.0)
-            .await
-            .map_err(|e| Error::internal(format!("a writer ended: {e}")))??;
-        let on_disk: u64 =
-            fragments.iter().flat_map(|f| &f.files).filter_map(|f| f.file_size_bytes.get()).map(u64::from).sum();
+        let (fragments, bytes) =
+            (&mut file.0).await.map_err(|e| Error::internal(format!("a writer ended: {e}")))??;
+        let on_disk: u64 = fragments
+            .iter()
+            .flat_map(|f| &f.files)
+            .filter_map(|f| f.file_size_bytes.get())
+            .map(u64::from)
+            .sum();
         cap.learn(bytes, on_disk);
         written.fragments.extend(fragments);
         Ok(())

@@ -143,7 +143,9 @@ enum SourceOrUri {
 }
 
 /// JSON may say a source as a string; the binary form is always whole.
-fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<SourceSpec>>, D::Error> {
+fn sources<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<SourceSpec>>, D::Error> {
     use serde::de::Error;
     if !deserializer.is_human_readable() {
         return Option::deserialize(deserializer);

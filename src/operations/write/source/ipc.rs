@@ -39,7 +39,8 @@ async fn layout(file: &SourceFile) -> Result<Layout> {
     }
     let tail = file.range(file.size - 10..file.size).await?;
     let length = read_footer_length(tail[..].try_into().map_err(bad)?).map_err(bad)? as u64;
-    let start = (file.size - 10).checked_sub(length).ok_or_else(|| bad("the footer is too long"))?;
+    let start =
+        (file.size - 10).checked_sub(length).ok_or_else(|| bad("the footer is too long"))?;
     let footer = file.range(start..file.size - 10).await?;
     let footer = root_as_footer(&footer).map_err(bad)?;
     let schema = Arc::new(fb_to_schema(footer.schema().ok_or_else(|| bad("no schema"))?));
@@ -55,7 +56,8 @@ async fn layout(file: &SourceFile) -> Result<Layout> {
         // A continuation marker and the length, or (old writers) the length alone.
         let skip = if message.starts_with(&[0xff; 4]) { 8 } else { 4 };
         let message = root_as_message(message.get(skip..).unwrap_or_default()).map_err(bad)?;
-        let rows = message.header_as_record_batch().ok_or_else(|| bad("a block without rows"))?.length();
+        let rows =
+            message.header_as_record_batch().ok_or_else(|| bad("a block without rows"))?.length();
         if offset + length > file.size {
             return Err(bad("a block lies behind the end of the file"));
         }
@@ -156,22 +158,25 @@ fn narrow(batch: arrow_array::RecordBatch, schema: &SchemaRef) -> Result<arrow_a
 fn stream(file: SourceFile, schema: SchemaRef) -> Batches {
     let part = async move {
         let state = (file, StreamDecoder::new(), 0u64, Buffer::from(Vec::<u8>::new()), schema);
-        let batches = futures::stream::try_unfold(state, |(file, mut decoder, mut at, mut buffer, schema)| async move {
-            loop {
-                if buffer.is_empty() {
-                    if at >= file.size {
-                        decoder.finish().map_err(bad)?;
-                        return Ok(None);
+        let batches = futures::stream::try_unfold(
+            state,
+            |(file, mut decoder, mut at, mut buffer, schema)| async move {
+                loop {
+                    if buffer.is_empty() {
+                        if at >= file.size {
+                            decoder.finish().map_err(bad)?;
+                            return Ok(None);
+                        }
+                        buffer = Buffer::from(file.range(at..at + CHUNK).await?);
+                        at += CHUNK;
                     }
-                    buffer = Buffer::from(file.range(at..at + CHUNK).await?);
-                    at += CHUNK;
+                    if let Some(batch) = decoder.decode(&mut buffer).map_err(bad)? {
+                        let batch = narrow(batch, &schema)?;
+                        return Ok(Some((batch, (file, decoder, at, buffer, schema))));
+                    }
                 }
-                if let Some(batch) = decoder.decode(&mut buffer).map_err(bad)? {
-                    let batch = narrow(batch, &schema)?;
-                    return Ok(Some((batch, (file, decoder, at, buffer, schema))));
-                }
-            }
-        });
+            },
+        );
         Ok(batches.boxed())
     };
     in_order(vec![part], 1)

@@ -35,7 +35,8 @@ pub(super) async fn resolve(running: &Running, spec: &SourceSpec, uri: &str) -> 
         schema: None,
     };
     let schema = scan(&dataset, &reading, None)?.schema().await.map_err(Error::from);
-    let schema = schema.map_err(|e| e.with_code(ErrorCode::InvalidArgument).context(format!("source {uri}")))?;
+    let schema = schema
+        .map_err(|e| e.with_code(ErrorCode::InvalidArgument).context(format!("source {uri}")))?;
     let mut files = Vec::new();
     for fragment in dataset.get_fragments() {
         // A filter's share is known only by running it.
@@ -43,7 +44,13 @@ pub(super) async fn resolve(running: &Running, spec: &SourceSpec, uri: &str) -> 
             Some(_) => None,
             None => Some(fragment.count_rows(None).await? as u64),
         };
-        let size = fragment.metadata().files.iter().filter_map(|f| f.file_size_bytes.get()).map(u64::from).sum();
+        let size = fragment
+            .metadata()
+            .files
+            .iter()
+            .filter_map(|f| f.file_size_bytes.get())
+            .map(u64::from)
+            .sum();
         files.push(File { uri: uri.to_owned(), size, rows, fragment: Some(fragment.id() as u64) });
     }
     Ok(Resolved { source: Source { reading, files }, schema: stripped(&schema) })
@@ -54,7 +61,11 @@ fn stripped(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().clone()))
 }
 
-fn scan(dataset: &Arc<Dataset>, reading: &Reading, piece: Option<&Piece>) -> Result<lance::dataset::scanner::Scanner> {
+fn scan(
+    dataset: &Arc<Dataset>,
+    reading: &Reading,
+    piece: Option<&Piece>,
+) -> Result<lance::dataset::scanner::Scanner> {
     let mut scan = dataset.scan();
     if let Some(columns) = &reading.columns {
         scan.project(columns)?;
@@ -64,7 +75,8 @@ fn scan(dataset: &Arc<Dataset>, reading: &Reading, piece: Option<&Piece>) -> Res
     }
     if let Some(piece) = piece {
         let fragment = piece.file.fragment.and_then(|id| dataset.get_fragment(id as usize));
-        let fragment = fragment.ok_or_else(|| changed(&piece.file.uri, "a fragment is gone".into()))?;
+        let fragment =
+            fragment.ok_or_else(|| changed(&piece.file.uri, "a fragment is gone".into()))?;
         scan.with_fragments(vec![fragment.metadata().clone()]);
         if let Some((first, end)) = piece.rows {
             scan.limit(Some((end - first) as i64), Some(first as i64))?;
@@ -74,10 +86,15 @@ fn scan(dataset: &Arc<Dataset>, reading: &Reading, piece: Option<&Piece>) -> Res
     Ok(scan)
 }
 
-pub(super) async fn read(running: &Running, reading: &Reading, piece: &Piece) -> Result<(SchemaRef, Batches)> {
+pub(super) async fn read(
+    running: &Running,
+    reading: &Reading,
+    piece: &Piece,
+) -> Result<(SchemaRef, Batches)> {
     let uri = piece.file.uri.clone();
-    let (version, timestamp) =
-        reading.version.ok_or_else(|| Error::new(ErrorCode::Decode, "a Lance source without a version"))?;
+    let (version, timestamp) = reading
+        .version
+        .ok_or_else(|| Error::new(ErrorCode::Decode, "a Lance source without a version"))?;
     let dataset = running
         .open(&uri, Pin { version, timestamp })
         .await

@@ -87,14 +87,34 @@ pub(super) async fn resolve(
 ) -> Result<Resolved> {
     let uri = crate::dataset::normalize("source", &spec.uri)?;
     if spec.format == Some(Format::Lance) || (spec.format.is_none() && uri.ends_with(".lance")) {
-        refuse(spec, &[("delimiter", spec.delimiter.is_some()), ("has_header", spec.has_header.is_some()), ("null_value", spec.null_value.is_some())], "csv")?;
+        refuse(
+            spec,
+            &[
+                ("delimiter", spec.delimiter.is_some()),
+                ("has_header", spec.has_header.is_some()),
+                ("null_value", spec.null_value.is_some()),
+            ],
+            "csv",
+        )?;
         return lance::resolve(running, spec, &uri).await;
     }
-    refuse(spec, &[("version", spec.version.is_some()), ("filter", spec.filter.is_some())], "lance")?;
+    refuse(
+        spec,
+        &[("version", spec.version.is_some()), ("filter", spec.filter.is_some())],
+        "lance",
+    )?;
     let files = store::list(running, spec, &uri).await?;
     let format = store::format(spec, &files)?;
     if format != Format::Csv {
-        refuse(spec, &[("delimiter", spec.delimiter.is_some()), ("has_header", spec.has_header.is_some()), ("null_value", spec.null_value.is_some())], "csv")?;
+        refuse(
+            spec,
+            &[
+                ("delimiter", spec.delimiter.is_some()),
+                ("has_header", spec.has_header.is_some()),
+                ("null_value", spec.null_value.is_some()),
+            ],
+            "csv",
+        )?;
     }
     let mut reading = Reading {
         format,
@@ -135,7 +155,8 @@ pub(super) async fn resolve(
     let schema = match (schema, opened.first()) {
         (Some(schema), _) => schema,
         (None, Some((_, _, file))) => {
-            let schema = text::infer(file, &reading, target).await.map_err(|e| unreadable(&file.uri, e))?;
+            let schema =
+                text::infer(file, &reading, target).await.map_err(|e| unreadable(&file.uri, e))?;
             reading.schema = Some(super::schema_bytes(&schema)?);
             // Rows are read whole and projected: the file's own columns say what is in each place.
             project(&schema, &reading, &file.uri)?
@@ -160,8 +181,13 @@ fn refuse(spec: &SourceSpec, options: &[(&str, bool)], only: &str) -> Result<()>
 fn unreadable(uri: &str, error: Error) -> Error {
     let storage = matches!(
         error.code(),
-        ErrorCode::Io | ErrorCode::Credentials | ErrorCode::SchemaMismatch | ErrorCode::Cancelled
-            | ErrorCode::DeadlineExceeded | ErrorCode::VersionGone | ErrorCode::BudgetExceeded
+        ErrorCode::Io
+            | ErrorCode::Credentials
+            | ErrorCode::SchemaMismatch
+            | ErrorCode::Cancelled
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::VersionGone
+            | ErrorCode::BudgetExceeded
     );
     let error = error.context(format!("source file {uri}"));
     if storage { error } else { error.with_code(ErrorCode::Source) }
@@ -174,7 +200,10 @@ fn project(schema: &Schema, reading: &Reading, uri: &str) -> Result<SchemaRef> {
         .map(|name| {
             schema.fields().find(name).map(|(_, f)| f.clone()).ok_or_else(|| {
                 let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-                Error::invalid(format!("source {uri} has no column {name:?}, it has {}", names.join(", ")))
+                Error::invalid(format!(
+                    "source {uri} has no column {name:?}, it has {}",
+                    names.join(", ")
+                ))
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -182,7 +211,11 @@ fn project(schema: &Schema, reading: &Reading, uri: &str) -> Result<SchemaRef> {
 }
 
 /// A piece's rows in order, and its file's schema.
-pub(super) async fn read(running: &Running, reading: &Reading, piece: &Piece) -> Result<(SchemaRef, Batches)> {
+pub(super) async fn read(
+    running: &Running,
+    reading: &Reading,
+    piece: &Piece,
+) -> Result<(SchemaRef, Batches)> {
     if reading.format == Format::Lance {
         return lance::read(running, reading, piece).await;
     }
@@ -204,7 +237,9 @@ pub(super) async fn read(running: &Running, reading: &Reading, piece: &Piece) ->
 fn changed(uri: &str, how: String) -> Error {
     Error::new(
         ErrorCode::Source,
-        format!("source file {uri} has changed since the job was prepared ({how}); prepare it again"),
+        format!(
+            "source file {uri} has changed since the job was prepared ({how}); prepare it again"
+        ),
     )
 }
 
@@ -239,7 +274,9 @@ where
                     Some(batch) => Some((batch, Some((receiver, task)))),
                     None => match (&mut task.0).await {
                         Ok(()) => None,
-                        Err(error) => Some((Err(Error::internal(format!("reading: {error}"))), None)),
+                        Err(error) => {
+                            Some((Err(Error::internal(format!("reading: {error}"))), None))
+                        }
                     },
                 }
             })

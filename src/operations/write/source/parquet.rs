@@ -87,10 +87,9 @@ pub(super) async fn read(
     let (first, end) = piece.rows.unwrap_or((0, total));
     let schema = project(metadata.schema(), reading, &file.uri)?;
     let mask = match &reading.columns {
-        Some(columns) => ProjectionMask::columns(
-            metadata.parquet_schema(),
-            columns.iter().map(String::as_str),
-        ),
+        Some(columns) => {
+            ProjectionMask::columns(metadata.parquet_schema(), columns.iter().map(String::as_str))
+        }
         None => ProjectionMask::all(),
     };
     let mut parts = Vec::new();
@@ -100,13 +99,15 @@ pub(super) async fn read(
         if from < to {
             let bytes = groups[group].total_byte_size().max(1) as u64;
             let batch = (BATCH_BYTES * rows / bytes).clamp(64, 64 << 10) as usize;
-            let builder =
-                ParquetRecordBatchStreamBuilder::new_with_metadata(Reader(file.clone()), metadata.clone())
-                    .with_row_groups(vec![group])
-                    .with_projection(mask.clone())
-                    .with_batch_size(batch)
-                    .with_offset((from - start) as usize)
-                    .with_limit((to - from) as usize);
+            let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(
+                Reader(file.clone()),
+                metadata.clone(),
+            )
+            .with_row_groups(vec![group])
+            .with_projection(mask.clone())
+            .with_batch_size(batch)
+            .with_offset((from - start) as usize)
+            .with_limit((to - from) as usize);
             let schema = schema.clone();
             parts.push(async move {
                 let stream = builder.build().map_err(failed)?;

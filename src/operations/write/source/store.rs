@@ -54,7 +54,11 @@ impl SourceFile {
 }
 
 /// The files that a source names, in the order of their names.
-pub(super) async fn list(running: &Running, spec: &SourceSpec, uri: &str) -> Result<Vec<SourceFile>> {
+pub(super) async fn list(
+    running: &Running,
+    spec: &SourceSpec,
+    uri: &str,
+) -> Result<Vec<SourceFile>> {
     let names = if uri.contains("://") {
         remote(running, uri).await?
     } else {
@@ -71,7 +75,8 @@ pub(super) async fn list(running: &Running, spec: &SourceSpec, uri: &str) -> Res
     }
     let mut files = Vec::with_capacity(names.len());
     for name in names {
-        files.push(SourceFile::open(running, &name).await.map_err(|e| super::unreadable(&name, e))?);
+        files
+            .push(SourceFile::open(running, &name).await.map_err(|e| super::unreadable(&name, e))?);
     }
     Ok(files)
 }

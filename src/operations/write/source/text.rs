@@ -48,7 +48,11 @@ pub(super) async fn infer(
 ) -> Result<SchemaRef> {
     let sample = file.range(0..SAMPLE).await?;
     let whole = sample.len() as u64 == file.size;
-    let cut = if whole { sample.len() } else { sample.iter().rposition(|b| *b == b'\n').map_or(sample.len(), |i| i + 1) };
+    let cut = if whole {
+        sample.len()
+    } else {
+        sample.iter().rposition(|b| *b == b'\n').map_or(sample.len(), |i| i + 1)
+    };
     let sample = &sample[..cut];
     let format = reading.format;
     let found = match format {
@@ -175,8 +179,7 @@ struct State {
 }
 
 fn batches(file: SourceFile, rows: Rows, delivered: SchemaRef) -> Batches {
-    let state =
-        State { file, rows, at: 0, buffer: Bytes::new(), done: 0, delivered, ended: false };
+    let state = State { file, rows, at: 0, buffer: Bytes::new(), done: 0, delivered, ended: false };
     futures::stream::try_unfold(state, |mut s| async move {
         loop {
             if s.buffer.is_empty() && s.at < s.file.size {
@@ -187,7 +190,8 @@ fn batches(file: SourceFile, rows: Rows, delivered: SchemaRef) -> Batches {
             let fail = |format: Format, e: ArrowError| {
                 let error = bad(format, &e);
                 let misfit = matches!(e, ArrowError::JsonError(_)) && format == Format::Json;
-                let error = error.context(format!("within rows {first} to {}", first + BATCH_ROWS as u64 - 1));
+                let error = error
+                    .context(format!("within rows {first} to {}", first + BATCH_ROWS as u64 - 1));
                 if misfit { error.with_code(ErrorCode::SchemaMismatch) } else { error }
             };
             let format = s.rows.format();

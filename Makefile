@@ -1,0 +1,107 @@
+# make demo    real data through the five verbs, in separate processes and in one
+# make test    every test: Rust, C, C++, Python
+# make bench   beside pylance, in one run; writes benches/RESULTS.md
+# make lint    formats, clippy, ruff, mypy, header drift
+# make header  regenerate include/lance_tasks/lance_tasks.h and the JSON Schema
+# make install PREFIX=/usr/local
+#
+# Each installs what it lacks, and says so: Debian packages, and a Python environment in .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+# Outside of the checkout, so that a clean clone does not build Lance again.
+export CARGO_TARGET_DIR ?= $(CACHE)/lance-tasks/target
+export LANCE_TASKS_LIB_DIR := $(CARGO_TARGET_DIR)/release
+export LANCE_TASKS_LIBRARY := $(LANCE_TASKS_LIB_DIR)/liblance_tasks.so
+export LANCE_TASKS_BIN := $(LANCE_TASKS_LIB_DIR)/lance-tasks
+# Ray would ask for a token between processes of one machine.
+export RAY_AUTH_MODE := disabled
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PREFIX ?= /usr/local
+
+.PHONY: help build tools venv demo test test-rust test-c test-cpp test-abi test-install test-python \
+	bench lint header check-header install clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# What a build needs beyond Rust and Python.
+tools:
+	@missing=(); \
+	command -v protoc >/dev/null || missing+=(protobuf-compiler); \
+	command -v gcc >/dev/null || missing+=(gcc); \
+	command -v g++ >/dev/null || missing+=(g++); \
+	command -v cmake >/dev/null || missing+=(cmake); \
+	command -v pkg-config >/dev/null || missing+=(pkg-config); \
+	command -v cargo >/dev/null || { echo "lance-tasks: install Rust 1.94 or later (https://rustup.rs)"; exit 1; }; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		echo "lance-tasks: installing Debian packages: $${missing[*]}"; \
+		SUDO=; [ "$$(id -u)" = 0 ] || SUDO=sudo; \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq "$${missing[@]}" >/dev/null; \
+	fi
+
+venv: $(VENV)/.stamp
+$(VENV)/.stamp: tests/python/requirements.txt
+	@echo "lance-tasks: making the Python environment $(VENV) (pylance, pyarrow, pytest and others)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet -r $<
+	@touch $@
+
+build: tools
+	@test -d "$(CARGO_TARGET_DIR)/release" || echo "lance-tasks: first build into $(CARGO_TARGET_DIR): most of an hour on 2 cores"
+	cargo build --release --locked
+
+demo: build venv
+	$(PY) examples/demo/demo.py
+
+test: test-rust test-abi test-c test-cpp test-install test-python
+
+test-rust: build
+	cargo test --release --locked --lib --bins --tests
+
+test-abi: build
+	tests/abi/run.sh
+
+test-c: build
+	tests/c/run.sh
+
+test-cpp: build
+	tests/cpp/run.sh
+
+test-install: build
+	packaging/smoke.sh
+
+test-python: build venv
+	$(PY) -m pytest tests/python -q
+
+bench: build venv
+	$(PY) benches/bench.py
+
+lint: tools venv check-header
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	$(VENV)/bin/ruff check python tests examples benches hatch_build.py
+	$(VENV)/bin/ruff format --check python tests examples benches hatch_build.py
+	$(VENV)/bin/mypy
+
+header: tools
+	touch build.rs
+	LANCE_TASKS_WRITE_HEADER=1 cargo build --release --locked
+	$(LANCE_TASKS_BIN) schema > include/lance_tasks/lance_tasks.schema.json
+
+check-header: build
+	tests/abi/check_header.sh
+	@diff <($(LANCE_TASKS_BIN) schema) include/lance_tasks/lance_tasks.schema.json \
+		|| { echo "include/lance_tasks/lance_tasks.schema.json is stale: make header"; exit 1; }
+
+install: build
+	packaging/install.sh "$(PREFIX)"
+
+clean:
+	rm -rf build dist python/lance_tasks/*.so
