@@ -199,10 +199,34 @@ impl Executor {
     /// Execute one task on the pool; the calling thread waits.
     pub fn execute(&self, task: &Task, input: Option<Input>, call: &Call) -> Result<TaskResult> {
         self.enter()?;
-        let result = self.0.pool.install(|| self.attempt(task, input, call));
-        match result.error {
-            Some(error) => Err(error),
-            None => Ok(result),
+        let waiting = Arc::new(Mutex::new(Some((task.clone(), input, call.clone()))));
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let (executor, begin) = (self.clone(), waiting.clone());
+        self.0.pool.spawn_fifo(move || {
+            if let Some((task, input, call)) = take(&begin) {
+                let result = executor.attempt(&task, input, &call);
+                // The caller's progress ends before its call returns.
+                drop((call, executor));
+                let _ = sender.send(result);
+            }
+        });
+        loop {
+            match receiver.recv_timeout(std::time::Duration::from_millis(20)) {
+                Ok(TaskResult { error: Some(error), .. }) => return Err(error),
+                Ok(result) => return Ok(result),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::internal("the attempt ended without a result"));
+                }
+                // Still behind other tasks: give up without waiting for them. An attempt that has
+                // begun looks at the token itself.
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                    if let Err(error) = call.check()
+                        && take(&waiting).is_some()
+                    {
+                        return Err(error.for_task(&task.id.to_string()));
+                    }
+                }
+            }
         }
     }
 
@@ -361,6 +385,10 @@ impl Executor {
     }
 }
 
+fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
+    place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+}
+
 impl Call {
     async fn limit<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let deadline = async {
@@ -435,8 +463,8 @@ impl Running {
         }
     }
 
-    /// Note a file before its first byte is written, so that a failed attempt can remove it.
-    pub fn will_write(&self, file: WrittenFile) {
+    /// Note a file, so that a failed attempt can remove it.
+    pub fn wrote(&self, file: WrittenFile) {
         self.lock().0.push(file);
     }
 

@@ -257,11 +257,17 @@ impl TaskResult {
             |e: arrow_schema::ArrowError| Error::new(ErrorCode::Decode, format!("result: {e}"));
         // The IPC reader may panic on damaged buffers; decoding is total all the same.
         std::panic::catch_unwind(|| {
+            check_ipc(bytes)
+                .map_err(|why| Error::new(ErrorCode::Decode, format!("result: {why}")))?;
             let reader =
                 arrow_ipc::reader::StreamReader::try_new(Cursor::new(bytes), None).map_err(bad)?;
             let mut results = Vec::new();
             for batch in reader {
-                results.extend(Self::from_table(&batch.map_err(bad)?)?);
+                let batch = batch.map_err(bad)?;
+                if batch.num_rows() > bytes.len() {
+                    return Err(Error::new(ErrorCode::Decode, "result: more rows than bytes"));
+                }
+                results.extend(Self::from_table(&batch)?);
             }
             Ok(results)
         })
@@ -307,6 +313,41 @@ impl TaskResult {
             },
         })
     }
+}
+
+/// The IPC reader allocates what a message's header states, and an allocation that fails ends the
+/// process: refuse lengths that the bytes do not bear out, and compression, whose lengths cannot be
+/// known.
+fn check_ipc(bytes: &[u8]) -> Result<(), String> {
+    let mut rest = bytes;
+    let word = |rest: &mut &[u8]| {
+        let (head, tail) = rest.split_first_chunk::<4>()?;
+        *rest = tail;
+        Some(u32::from_le_bytes(*head))
+    };
+    while let Some(mut length) = word(&mut rest) {
+        if length == u32::MAX {
+            length = word(&mut rest).ok_or("cut short in a message's length")?;
+        }
+        if length == 0 {
+            break;
+        }
+        let (header, after) =
+            rest.split_at_checked(length as usize).ok_or("cut short in a message's header")?;
+        let message =
+            arrow_ipc::root_as_message(header).map_err(|e| format!("a message's header: {e}"))?;
+        let batch = message
+            .header_as_record_batch()
+            .or_else(|| message.header_as_dictionary_batch().and_then(|d| d.data()));
+        if batch.is_some_and(|b| b.compression().is_some()) {
+            return Err("a compressed message".into());
+        }
+        let body = usize::try_from(message.bodyLength()).ok();
+        rest = body
+            .and_then(|n| after.get(n..))
+            .ok_or_else(|| format!("a message states {} bytes of body", message.bodyLength()))?;
+    }
+    Ok(())
 }
 
 /// The columns of a results table, cast to the canonical types.

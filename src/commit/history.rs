@@ -18,6 +18,9 @@ pub(super) const JOB: &str = "lance_tasks.job";
 /// Transaction property: which of its tasks, as places in the plan.
 pub(super) const TASKS: &str = "lance_tasks.tasks";
 
+/// Transaction property: which call of `commit` made it.
+pub(super) const COMMIT: &str = "lance_tasks.commit";
+
 /// Tasks by their place in the plan's last stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TaskSet(Option<BTreeSet<u32>>);
@@ -83,6 +86,7 @@ impl fmt::Display for TaskSet {
 pub(super) struct Part {
     pub version: u64,
     pub transaction_id: String,
+    commit_id: Option<String>,
     tasks: TaskSet,
 }
 
@@ -143,9 +147,10 @@ impl History {
         }
     }
 
-    pub fn transaction(&self, id: &Uuid) -> bool {
-        let id = id.to_string();
-        self.parts.iter().any(|p| p.transaction_id == id)
+    /// Did this call of `commit` make one of the versions?
+    pub fn made(&self, commit_id: &Uuid) -> bool {
+        let id = commit_id.to_string();
+        self.parts.iter().any(|p| p.commit_id.as_ref() == Some(&id))
     }
 
     pub fn last(&self) -> Option<&Part> {
@@ -194,7 +199,12 @@ fn part(job: &Job, version: u64, transaction: &Transaction) -> Option<Part> {
     }
     let tasks =
         properties.get(TASKS).and_then(|text| TaskSet::parse(text)).unwrap_or(TaskSet::all());
-    Some(Part { version, transaction_id: transaction.uuid.clone(), tasks })
+    Some(Part {
+        version,
+        transaction_id: transaction.uuid.clone(),
+        commit_id: properties.get(COMMIT).cloned(),
+        tasks,
+    })
 }
 
 /// What the guard learns of one version.

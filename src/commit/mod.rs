@@ -74,8 +74,9 @@ pub(crate) struct Committing<'a> {
     pub running: &'a Running,
     job: &'a Job,
     guard: Arc<Guard>,
-    /// Names the commit: derived from the job and the attempts it takes.
-    transaction_id: Uuid,
+    /// Names this call's try. Not derived from the job: Lance names its transaction file by it, and the
+    /// loser of two committers of one job removes its own file.
+    commit_id: Uuid,
     tasks: TaskSet,
 }
 
@@ -122,6 +123,7 @@ impl Committing<'_> {
             user.into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         properties.insert(history::JOB.into(), self.job.id.to_string());
         properties.insert(history::TASKS.into(), self.tasks.to_string());
+        properties.insert(history::COMMIT.into(), self.commit_id.to_string());
         properties
     }
 
@@ -134,7 +136,7 @@ impl Committing<'_> {
         configure: impl FnOnce(CommitBuilder<'_>) -> CommitBuilder<'_>,
     ) -> Result<()> {
         let transaction = TransactionBuilder::new(read_version, operation)
-            .uuid(self.transaction_id.to_string())
+            .uuid(self.commit_id.to_string())
             .transaction_properties(Some(Arc::new(properties)))
             .build();
         let options = &self.running.call.storage_options;
@@ -219,11 +221,10 @@ async fn commit_batch(
     batch: &[(u32, TaskResult)],
     tasks: TaskSet,
 ) -> Result<Option<Applied>> {
-    let attempts: Vec<u8> = batch.iter().flat_map(|(_, r)| *r.attempt_id.as_bytes()).collect();
-    let transaction_id = Uuid::new_v5(&job.id, &[tasks.to_string().as_bytes(), &attempts].concat());
+    let commit_id = Uuid::new_v4();
     let once = ExactlyOnce::new(running, job, tasks.clone()).await?;
     let guard = Guard::new(running, &job.uri, once).await?;
-    let cx = Committing { running, job, guard, transaction_id, tasks: tasks.clone() };
+    let cx = Committing { running, job, guard, commit_id, tasks: tasks.clone() };
     let results: Vec<TaskResult> = batch.iter().map(|(_, r)| r.clone()).collect();
     let applied = job.state.commit(&cx, job, &results).await;
     // Whatever was answered, what counts is what the history says now.
@@ -232,8 +233,11 @@ async fn commit_batch(
         Ok(applied) if applied.nothing => Ok(Some(applied)),
         Ok(applied) => {
             reread?;
-            if history.transaction(&transaction_id) || history.contains(&tasks) {
+            if history.made(&commit_id) {
                 return Ok(Some(applied));
+            }
+            if history.contains(&tasks) {
+                return Ok(None);
             }
             Err(Error::internal("the commit succeeded, yet no version of the dataset carries it"))
         }

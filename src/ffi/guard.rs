@@ -50,12 +50,15 @@ pub(super) fn guard_executor(
 }
 
 pub(super) fn panic_error(name: &str, panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic
+    Error::new(ErrorCode::Panic, format!("{name} panicked: {}", panic_text(panic)))
+}
+
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into());
-    Error::new(ErrorCode::Panic, format!("{name} panicked: {text}"))
+        .unwrap_or_else(|| "no message".into())
 }
 
 /// Tests set `LANCE_TASKS_INJECT_PANIC` to a function's name, `executor` or `stream`. Read once.

@@ -12,7 +12,7 @@ pub use arrow::ffi::FFI_ArrowSchema;
 use arrow::ffi::{FFI_ArrowArray, from_ffi_and_data_type};
 pub use arrow::ffi_stream::FFI_ArrowArrayStream;
 
-use super::guard::{inject_panic, null, panic_error};
+use super::guard::{inject_panic, null, panic_error, panic_text};
 use crate::error::{Error, Result};
 
 pub(super) type Reader = Box<dyn RecordBatchReader + Send>;
@@ -52,17 +52,12 @@ struct Imported {
 /// The next batch of a stream that stays the caller's.
 ///
 /// # Safety
-/// `stream` is NULL or points to a valid or released Arrow stream of `schema`.
-pub(super) unsafe fn next_batch(
-    stream: *mut FFI_ArrowArrayStream,
-    schema: &SchemaRef,
-) -> Result<Option<RecordBatch>> {
+/// `stream` is NULL or points to a valid or released Arrow stream.
+pub(super) unsafe fn next_batch(stream: *mut FFI_ArrowArrayStream) -> Result<Option<RecordBatch>> {
     // SAFETY: by contract.
     let stream = unsafe { stream.as_mut() }.ok_or_else(|| null("stream"))?;
-    if stream.release.is_none() {
-        return Err(Error::invalid("the stream has been released already"));
-    }
-    Ok(pull(stream, schema)?)
+    let schema = schema_of(stream)?;
+    Ok(pull(stream, &schema)?)
 }
 
 fn pull(
@@ -83,6 +78,14 @@ fn pull(
 }
 
 fn batch(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    // arrow-rs asserts what a producer may get wrong (children, buffers): an error, not a panic.
+    catch_unwind(AssertUnwindSafe(|| batch_unguarded(array, schema))).unwrap_or_else(|panic| {
+        let why = panic_text(panic.as_ref());
+        Err(ArrowError::CDataInterface(format!("an array does not fit its schema: {why}")))
+    })
+}
+
+fn batch_unguarded(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let data_type = DataType::Struct(schema.fields().clone());
     // SAFETY: the producer states that the array is of the stream's schema.
     let mut data = unsafe { from_ffi_and_data_type(array, data_type) }?;
@@ -98,18 +101,31 @@ fn batch(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBatch, Arrow
 
 impl Imported {
     fn new(mut stream: FFI_ArrowArrayStream) -> Result<Self, ArrowError> {
-        let (Some(_), Some(get_schema)) = (stream.release, stream.get_schema) else {
-            return Err(ArrowError::CDataInterface("the stream has been released already".into()));
-        };
-        let mut schema = FFI_ArrowSchema::empty();
-        // SAFETY: a live stream, and a place for its schema.
-        let code = unsafe { get_schema(&raw mut stream, &raw mut schema) };
-        if code != 0 {
-            return Err(last_error(&mut stream, code));
-        }
-        let schema = SchemaRef::new(Schema::try_from(&schema)?);
+        let schema = schema_of(&mut stream)?;
         Ok(Self { stream, schema })
     }
+}
+
+/// The schema of a stream that stays as it is.
+fn schema_of(stream: &mut FFI_ArrowArrayStream) -> Result<SchemaRef, ArrowError> {
+    let (Some(_), Some(get_schema)) = (stream.release, stream.get_schema) else {
+        return Err(ArrowError::CDataInterface("the stream has been released already".into()));
+    };
+    let mut schema = FFI_ArrowSchema::empty();
+    // SAFETY: a live stream, and a place for its schema.
+    let code = unsafe { get_schema(&raw mut *stream, &raw mut schema) };
+    if code != 0 {
+        return Err(last_error(stream, code));
+    }
+    import_schema(&schema).map(SchemaRef::new)
+}
+
+/// arrow-rs asserts what a producer may get wrong (a released schema, no format): an error, not a panic.
+pub(super) fn import_schema(schema: &FFI_ArrowSchema) -> Result<Schema, ArrowError> {
+    catch_unwind(AssertUnwindSafe(|| Schema::try_from(schema))).unwrap_or_else(|panic| {
+        let why = panic_text(panic.as_ref());
+        Err(ArrowError::CDataInterface(format!("a released or malformed schema: {why}")))
+    })
 }
 
 fn last_error(stream: &mut FFI_ArrowArrayStream, code: i32) -> ArrowError {

@@ -161,7 +161,7 @@ pub unsafe extern "C" fn lance_tasks_next_row(
     guard("lance_tasks_next_row", out_error, || {
         // SAFETY: by the header's contract.
         let place = unsafe { out("out_row", out_row) }?;
-        let batch = unsafe { super::stream::next_batch(stream, &crate::result::table_schema()) }?;
+        let batch = unsafe { super::stream::next_batch(stream) }?;
         place.write(match batch {
             Some(batch) => {
                 LanceTasksBytes::new(TaskResult::to_ipc(&TaskResult::from_table(&batch)?)?)

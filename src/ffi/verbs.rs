@@ -1,12 +1,10 @@
 //! The five verbs.
 
-use arrow_schema::Schema;
-
 use super::error::LanceTasksError;
 use super::executor::{LanceTasksExecutor, call};
 use super::guard::{bytes, guard, guard_executor, out, text};
 use super::stream::{
-    FFI_ArrowArrayStream, FFI_ArrowSchema, Input, export, export_batch, take_schema,
+    FFI_ArrowArrayStream, FFI_ArrowSchema, Input, export, export_batch, import_schema, take_schema,
 };
 use super::tables::{read_results, read_tasks};
 use super::types::*;
@@ -44,7 +42,7 @@ pub unsafe extern "C" fn lance_tasks_prepare(
         let place = unsafe { out("out_job", out_job) }?;
         let spec = Spec::decode(unsafe { bytes("spec", spec, spec_len) }?)?;
         let schema = schema
-            .map(|s| Schema::try_from(&s).map(Into::into))
+            .map(|s| import_schema(&s).map(Into::into))
             .transpose()
             .map_err(|e| Error::invalid(format!("schema: {e}")))?;
         let job = executor.executor.prepare(spec, schema, &call?)?;

@@ -184,9 +184,15 @@ impl Sink<'_> {
         let mut params = self.params.clone();
         params.progress =
             Arc::new(Files { running: self.running.clone(), bases: self.bases.clone() });
+        // An aborted writer ends later than it is aborted: the attempt waits, so that no file comes
+        // after the removal of its files, and no progress after its end.
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        self.running.on_end(tokio::spawn(async move {
+            let _ = end.await;
+        }));
         let fed = Arc::new(AtomicU64::new(0));
         let count = fed.clone();
-        tokio::spawn(async move {
+        let writer = async move {
             let stream = futures::stream::unfold(
                 (receiver, None::<OwnedSemaphorePermit>),
                 move |(mut receiver, held)| {
@@ -223,7 +229,11 @@ impl Sink<'_> {
                     return Err(Error::internal(format!("a write became {}", other.name())));
                 }
             };
-            Ok((fragments, count.load(Ordering::Relaxed)))
+            Ok::<_, Error>((fragments, count.load(Ordering::Relaxed)))
+        };
+        tokio::spawn(async move {
+            let _ended = ended; // dropped after the writer and all that it holds
+            writer.await
         })
     }
 }
@@ -299,7 +309,8 @@ fn slice_rows(rows: u64, bytes: u64, limit: u64) -> u64 {
     (rows * limit / bytes.max(1)).max(1)
 }
 
-/// Notes each data file before its first byte.
+/// Notes each data file as soon as Lance tells its name, which is when it is whole; what is not whole
+/// Lance removes itself.
 #[derive(Clone)]
 struct Files {
     running: Running,
@@ -314,14 +325,14 @@ impl std::fmt::Debug for Files {
 
 #[async_trait::async_trait]
 impl WriteFragmentProgress for Files {
-    async fn begin(&self, fragment: &Fragment) -> lance::Result<()> {
-        for file in written_files(fragment, &self.bases) {
-            self.running.will_write(file);
-        }
+    async fn begin(&self, _fragment: &Fragment) -> lance::Result<()> {
         Ok(())
     }
 
-    async fn complete(&self, _fragment: &Fragment) -> lance::Result<()> {
+    async fn complete(&self, fragment: &Fragment) -> lance::Result<()> {
+        for file in written_files(fragment, &self.bases) {
+            self.running.wrote(file);
+        }
         Ok(())
     }
 }
