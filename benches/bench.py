@@ -263,6 +263,7 @@ def child(name: str, side: str, folder: Path, out: str) -> None:
     if (folder / "input.lance").exists():
         copy_input(folder, out)
     run = case.ours if side == "lance-tasks" else case.theirs
+    os.sync()  # what earlier measurements left to be written is not this one's
     start = time.perf_counter()
     run(source, out)
     seconds = time.perf_counter() - start

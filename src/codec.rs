@@ -262,7 +262,12 @@ fn decode_json<T: Descriptor>(bytes: &[u8]) -> Result<T> {
         }
         .ok_or_else(|| decode_error(format!("the envelope has no \"{}\"", T::KIND)))?
     };
-    serde_json::from_value(body).map_err(|e| {
+    serde_path_to_error::deserialize(body).map_err(|e| {
+        // The enum's own tag stands in front of each path of a spec.
+        let path = e.path().to_string();
+        let path = path.split_once('.').map_or("", |(_, rest)| rest).to_owned();
+        let e = e.into_inner();
+        let e = if path.is_empty() { e.to_string() } else { format!("{path}: {e}") };
         let code = if T::KIND == "spec" { ErrorCode::InvalidArgument } else { ErrorCode::Decode };
         Error::new(code, format!("{}: {e}", T::KIND))
     })

@@ -121,17 +121,18 @@ impl Datasets {
     ) -> Result<Arc<Dataset>> {
         let key = Key { uri: uri.to_owned(), pin, options: options.clone() };
         self.opened
-            .try_get_with(key, self.open_version(uri, pin, options))
+            .try_get_with(key, async { self.open_uncached(uri, pin, options).await.map(Arc::new) })
             .await
             .map_err(|e: Arc<Error>| e.as_ref().clone())
     }
 
-    async fn open_version(
+    /// As [`open`](Self::open), and never from the cache.
+    pub async fn open_uncached(
         &self,
         uri: &str,
         pin: Pin,
         options: &StorageOptions,
-    ) -> Result<Arc<Dataset>> {
+    ) -> Result<Dataset> {
         let gone = |why: &str| {
             Error::new(
                 ErrorCode::VersionGone,
@@ -146,7 +147,7 @@ impl Datasets {
                         "is not the one the job was prepared on: the dataset was replaced",
                     ));
                 }
-                Ok(Arc::new(dataset))
+                Ok(dataset)
             }
             Err(error) => {
                 let error = Error::from(error);

@@ -5,7 +5,7 @@ use std::fmt;
 
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::transaction::Transaction;
+use lance::dataset::transaction::{Operation, Transaction};
 use uuid::Uuid;
 
 use crate::dataset::not_found;
@@ -87,6 +87,8 @@ pub(super) struct Part {
     pub version: u64,
     pub transaction_id: String,
     commit_id: Option<String>,
+    /// Index segments that it added.
+    pub segments: Vec<Uuid>,
     tasks: TaskSet,
 }
 
@@ -126,6 +128,10 @@ impl History {
         self.parts.extend(scan(&latest, job, self.seen + 1, newest).await?);
         self.seen = self.seen.max(newest);
         Ok(())
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.parts.iter().flat_map(|p| p.segments.iter().copied())
     }
 
     pub fn any(&self) -> bool {
@@ -203,6 +209,12 @@ fn part(job: &Job, version: u64, transaction: &Transaction) -> Option<Part> {
         version,
         transaction_id: transaction.uuid.clone(),
         commit_id: properties.get(COMMIT).cloned(),
+        segments: match &transaction.operation {
+            Operation::CreateIndex { new_indices, .. } => {
+                new_indices.iter().map(|i| i.uuid).collect()
+            }
+            _ => Vec::new(),
+        },
         tasks,
     })
 }

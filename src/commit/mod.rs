@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::dataset::{bases_of, data_file_path, not_found, store_params};
+use crate::dataset::{Pin, bases_of, data_file_path, not_found, store_params};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
@@ -78,9 +78,15 @@ pub(crate) struct Committing<'a> {
     /// loser of two committers of one job removes its own file.
     commit_id: Uuid,
     tasks: TaskSet,
+    history: &'a History,
 }
 
 impl Committing<'_> {
+    /// Index segments that earlier, partial commits of the job have added.
+    pub fn own_segments(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.history.segments()
+    }
+
     /// The newest version, committing through the guard.
     pub async fn dataset(&self) -> Result<Dataset> {
         let options = &self.running.call.storage_options;
@@ -175,13 +181,14 @@ pub(crate) async fn commit(
     if history.complete() {
         return outcome(running, job, &history, Default::default(), true, true).await;
     }
+    check_pin(running, job).await?;
     let winners = winners(running, job, results).await?;
     if !winners.complete && !running.call.partial {
         return Err(Error::internal("an incomplete set of results was not refused"));
     }
-    check_files(running, job, &winners).await?;
     let todo: Vec<_> =
         winners.results.into_iter().filter(|(index, _)| !history.committed(*index)).collect();
+    check_files(running, job, &todo).await?;
     if todo.is_empty() && history.any() {
         return outcome(running, job, &history, Default::default(), true, winners.complete).await;
     }
@@ -224,7 +231,7 @@ async fn commit_batch(
     let commit_id = Uuid::new_v4();
     let once = ExactlyOnce::new(running, job, tasks.clone()).await?;
     let guard = Guard::new(running, &job.uri, once).await?;
-    let cx = Committing { running, job, guard, commit_id, tasks: tasks.clone() };
+    let cx = Committing { running, job, guard, commit_id, tasks: tasks.clone(), history };
     let results: Vec<TaskResult> = batch.iter().map(|(_, r)| r.clone()).collect();
     let applied = job.state.commit(&cx, job, &results).await;
     // Whatever was answered, what counts is what the history says now.
@@ -273,8 +280,7 @@ async fn outcome(
     complete: bool,
 ) -> Result<Outcome> {
     let part = history.last().ok_or_else(|| Error::internal("a commit without a version"))?;
-    let pin = crate::dataset::Pin { version: part.version, timestamp: 0 };
-    let dataset = running.open(&job.uri, pin).await?;
+    let dataset = at(running, job, part.version).await?;
     let rows = dataset.count_rows(None).await?;
     Ok(Outcome {
         job_id: job.id,
@@ -287,6 +293,12 @@ async fn outcome(
         metrics,
         transaction_id: part.transaction_id.clone(),
     })
+}
+
+/// A version by its number, not from the cache: it may be of an earlier dataset at the same place.
+async fn at(running: &Running, job: &Job, version: u64) -> Result<Dataset> {
+    let pin = Pin { version, timestamp: 0 };
+    running.datasets().open_uncached(&job.uri, pin, &running.call.storage_options).await
 }
 
 /// The outcome of a job that had nothing to do.
@@ -321,11 +333,12 @@ async fn winners(running: &Running, job: &Job, results: &[TaskResult]) -> Result
         return Err(Error::new(
             ErrorCode::Incomplete,
             format!(
-                "{} of {} tasks of stage {} have no result yet, the first is task {}",
+                "{} of {} tasks of stage {} have no result yet, the first is task {}{}",
                 planned.missing.len(),
                 planned.tasks.len(),
                 task.stage,
-                task.id
+                task.id,
+                task.work.label().map(|label| format!(" ({label})")).unwrap_or_default()
             ),
         )
         .for_task(&task.id.to_string()));
@@ -362,12 +375,36 @@ fn winner(job: &Job, task: Option<&Task>, attempts: &[&TaskResult]) -> Result<Ta
     Ok((*first).clone())
 }
 
-/// Everything that the manifest will refer to must be there: an abort, or a cleanup, may have been
-/// quicker.
-async fn check_files(running: &Running, job: &Job, winners: &Winners) -> Result<()> {
+/// The version that the job was prepared on must be there, and be the one it was.
+async fn check_pin(running: &Running, job: &Job) -> Result<()> {
+    if job.read_version == 0 {
+        return Ok(());
+    }
+    // Opened anew: what this process has in its cache may have been removed since.
+    running.datasets().open_uncached(&job.uri, job.pin(), &running.call.storage_options).await?;
+    Ok(())
+}
+
+/// Everything that the manifest will refer to must be there (an abort, or a cleanup, may have been
+/// quicker), and be new.
+async fn check_files(running: &Running, job: &Job, todo: &[(u32, TaskResult)]) -> Result<()> {
     let options = &running.call.storage_options;
-    let files: Vec<WrittenFile> =
-        winners.results.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
+    let files: Vec<WrittenFile> = todo.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
+    let mut taken = HashSet::new();
+    if let Some(latest) = running.datasets().open_latest(&job.uri, options).await? {
+        references(&latest, &mut taken).await?;
+    }
+    for file in &files {
+        let key = reference_key(file);
+        // An index segment has several files in its folder; data files are one each.
+        let known = taken.contains(&key) || (!key.1.starts_with("_indices/") && !taken.insert(key));
+        if known {
+            return Err(Error::new(
+                ErrorCode::Verification,
+                format!("file {} is of another task, or in the dataset already", file.path),
+            ));
+        }
+    }
     let mut bases = job.state.bases();
     if job.read_version > 0 && files.iter().any(|f| f.base.is_some()) {
         bases.extend(bases_of(running.open(&job.uri, job.pin()).await?.as_ref()));
@@ -408,8 +445,13 @@ pub(crate) async fn abort(
         let history = History::read(running, job).await?;
         references(latest, &mut referenced).await?;
         for version in history.versions() {
-            let pin = crate::dataset::Pin { version, timestamp: 0 };
-            references(running.open(&job.uri, pin).await?.as_ref(), &mut referenced).await?;
+            references(&at(running, job, version).await?, &mut referenced).await?;
+        }
+        // Files that only the pinned version needs are no task's either.
+        if job.read_version > 0
+            && let Ok(pinned) = at(running, job, job.read_version).await
+        {
+            references(&pinned, &mut referenced).await?;
         }
     }
     let (kept, doomed): (Vec<_>, Vec<_>) =

@@ -4,8 +4,10 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::{
-    RecordBatch, RecordBatchIterator, RecordBatchOptions, RecordBatchReader, StructArray,
+    Array, RecordBatch, RecordBatchIterator, RecordBatchOptions, RecordBatchReader, StructArray,
+    make_array,
 };
+use arrow_data::ArrayData;
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 
 pub use arrow::ffi::FFI_ArrowSchema;
@@ -90,6 +92,7 @@ fn batch_unguarded(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBa
     // SAFETY: the producer states that the array is of the stream's schema.
     let mut data = unsafe { from_ffi_and_data_type(array, data_type) }?;
     data.align_buffers();
+    let data = unslice(data);
     let rows = data.len();
     let (_, columns, nulls) = StructArray::from(data).into_parts();
     if nulls.is_some_and(|n| n.null_count() > 0) {
@@ -97,6 +100,27 @@ fn batch_unguarded(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBa
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+}
+
+/// arrow-rs (58) slices the children of a struct twice where it is the item of a sliced fixed-size
+/// list; cut such lists to their own rows first.
+fn unslice(data: ArrayData) -> ArrayData {
+    if data.child_data().is_empty() {
+        return data;
+    }
+    let mut children: Vec<ArrayData> = data.child_data().iter().cloned().map(unslice).collect();
+    let nulls = data.nulls().cloned();
+    let (len, offset) = (data.len(), data.offset());
+    if let DataType::FixedSizeList(_, width) = data.data_type() {
+        let width = usize::try_from(*width).unwrap_or(0);
+        let items = make_array(children.remove(0)).slice(offset * width, len * width);
+        children.insert(0, items.to_data());
+        let builder = ArrayData::builder(data.data_type().clone()).len(len).nulls(nulls);
+        // SAFETY: the same rows as before, which the producer vouches for.
+        return unsafe { builder.child_data(children).build_unchecked() };
+    }
+    // SAFETY: as above.
+    unsafe { data.into_builder().child_data(children).build_unchecked() }
 }
 
 impl Imported {

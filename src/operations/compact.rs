@@ -2,6 +2,7 @@
 //! carries its options from the plan to the commit, and its tasks to other machines.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use lance::Dataset;
@@ -11,17 +12,18 @@ use lance::dataset::optimize::{
     RewriteResult, TaskData, commit_compaction, plan_compaction,
 };
 use lance_file::version::LanceFileVersion;
+use lance_io::utils::CachedFileSize;
 use lance_table::format::Fragment;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
 use crate::commit::{Applied, Committing};
-use crate::dataset::{Pin, bases_of, normalize, not_found};
+use crate::dataset::{Bases, Pin, bases_of, normalize, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
-use crate::operations::write::written_files;
+use crate::operations::write::{check_data_files, written_files};
 use crate::result::TaskResult;
 use crate::task::Task;
 
@@ -179,9 +181,14 @@ fn option(name: &str, error: lance::Error) -> Error {
 #[serde(deny_unknown_fields)]
 pub struct CompactState {
     pub options: Options,
+    /// The ids of the dataset's fields.
+    pub field_ids: Vec<i32>,
     pub transaction_properties: Option<BTreeMap<String, String>>,
     pub micro_commit_batch_size: Option<u64>,
 }
+
+/// Less memory makes no progress.
+const MIN_MEMORY: u64 = 16 << 20;
 
 /// One task: adjacent fragments of the pinned version that become new ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -229,6 +236,7 @@ impl Operation for Compact {
             pin: Pin::of(&dataset),
             state: CompactState {
                 options,
+                field_ids: dataset.schema().fields_pre_order().map(|f| f.id).collect(),
                 transaction_properties: spec.transaction_properties,
                 micro_commit_batch_size: spec.micro_commit_batch_size,
             },
@@ -261,7 +269,10 @@ impl Operation for Compact {
 
     fn memory(cx: &Running, task: &Task, _work: &CompactWork) -> u64 {
         // Batches being read and pages being filled; a small task holds its rows at most twice.
-        (task.estimated_bytes.saturating_mul(2) + (16 << 20)).min(512 << 20).min(cx.memory_share())
+        (task.estimated_bytes.saturating_mul(2) + (16 << 20))
+            .min(512 << 20)
+            .min(cx.memory_share())
+            .max(MIN_MEMORY)
     }
 
     async fn execute(
@@ -282,8 +293,9 @@ impl Operation for Compact {
             read_version: task.read_version,
             options: work.options.lance(Default::default())?,
         };
-        let result = lance_task.execute(&dataset).await?;
+        let mut result = lance_task.execute(&dataset).await?;
         let bases = bases_of(&dataset);
+        state_sizes(cx, task, &mut result.new_fragments, &bases).await?;
         let files: Vec<_> =
             result.new_fragments.iter().flat_map(|f| written_files(f, &bases)).collect();
         Ok(Produced {
@@ -303,7 +315,7 @@ impl Operation for Compact {
     }
 
     fn verify(
-        _state: &CompactState,
+        state: &CompactState,
         task: Option<&Task>,
         work: Option<&CompactWork>,
         result: &TaskResult,
@@ -334,14 +346,7 @@ impl Operation for Compact {
                 rewrite.read_version, result.read_version
             ));
         }
-        let listed: std::collections::HashSet<&str> =
-            result.files.iter().map(|f| f.path.as_str()).collect();
-        for file in rewrite.new_fragments.iter().flat_map(|f| &f.files) {
-            if !listed.iter().any(|path| path.ends_with(file.path.as_str())) {
-                return wrong(format!("data file {} is not among the files it lists", file.path));
-            }
-        }
-        Ok(())
+        check_data_files(&rewrite.new_fragments, &state.field_ids, result)
     }
 
     fn batch_size(state: &CompactState) -> Option<usize> {
@@ -367,6 +372,7 @@ impl Operation for Compact {
         let removed: u64 =
             rewrites.iter().flat_map(|r| &r.original_fragments).flat_map(written_sizes).sum();
         let mut dataset = cx.dataset().await?;
+        check_sources(&dataset, &rewrites)?;
         let remap = Arc::new(DatasetIndexRemapperOptions::default());
         let m: CompactionMetrics =
             commit_compaction(&mut dataset, rewrites, remap, &options).await?;
@@ -427,6 +433,48 @@ fn pinned(mut options: Options, resolved: &CompactionOptions) -> Options {
         });
     }
     options
+}
+
+/// Binary copies come without their sizes, which the commit and every reader would look up one by one.
+async fn state_sizes(
+    cx: &Running,
+    task: &Task,
+    fragments: &mut [Fragment],
+    bases: &Bases,
+) -> Result<()> {
+    let unknown: Vec<_> =
+        fragments.iter().flat_map(|f| written_files(f, bases)).filter(|f| f.size == 0).collect();
+    let options = &cx.call.storage_options;
+    let mut sizes = cx.datasets().sizes(&task.uri, options, &unknown, bases).await?.into_iter();
+    for file in fragments.iter_mut().flat_map(|f| &mut f.files) {
+        if file.file_size_bytes.get().is_none() {
+            let size = sizes.next().flatten().and_then(NonZero::new);
+            file.file_size_bytes = CachedFileSize::new(size.map_or(0, u64::from));
+        }
+    }
+    Ok(())
+}
+
+/// Refuse before ids are reserved and indexes are remapped what Lance would refuse after.
+fn check_sources(dataset: &Dataset, rewrites: &[RewriteResult]) -> Result<()> {
+    let all = &dataset.manifest.fragments;
+    for source in rewrites.iter().flat_map(|r| &r.original_fragments) {
+        let now = all.binary_search_by_key(&source.id, |f| f.id).ok().map(|at| &all[at]);
+        let changed = match now {
+            None => "was removed",
+            Some(now) if now.deletion_file != source.deletion_file => "lost rows",
+            Some(now) if now.files.len() != source.files.len() => "got other columns",
+            Some(_) => continue,
+        };
+        return Err(Error::new(
+            ErrorCode::RetryableConflict,
+            format!(
+                "fragment {} {changed} by another commit since version {}; prepare the job again",
+                source.id, rewrites[0].read_version
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn rewrite(result: &TaskResult) -> Result<RewriteResult> {

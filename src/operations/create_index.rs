@@ -33,6 +33,9 @@ pub(crate) struct CreateIndex;
 const ROWS_PER_SEGMENT: u64 = 2_500_000;
 const MAX_DEFAULT_SEGMENTS: u64 = 64;
 
+/// Less memory makes no progress.
+const MIN_MEMORY: u64 = 16 << 20;
+
 /// Build an index over a column.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -222,7 +225,10 @@ impl Operation for CreateIndex {
 
     fn memory(cx: &Running, task: &Task, _work: &CreateIndexWork) -> u64 {
         // Lance sorts the values with spilling; small segments stay in memory.
-        (task.estimated_rows.saturating_mul(64) + (16 << 20)).min(512 << 20).min(cx.memory_share())
+        (task.estimated_rows.saturating_mul(64) + (16 << 20))
+            .min(512 << 20)
+            .min(cx.memory_share())
+            .max(MIN_MEMORY)
     }
 
     async fn execute(
@@ -273,7 +279,7 @@ impl Operation for CreateIndex {
 
     fn verify(
         state: &CreateIndexState,
-        _task: Option<&Task>,
+        task: Option<&Task>,
         work: Option<&CreateIndexWork>,
         result: &TaskResult,
     ) -> Result<()> {
@@ -291,6 +297,14 @@ impl Operation for CreateIndex {
                 segment.dataset_version, result.read_version
             ));
         }
+        if let Some(task) = task
+            && (result.rows_in, result.rows_out) != (task.estimated_rows, task.estimated_rows)
+        {
+            return wrong(format!(
+                "{} rows in, {} rows out, its task has {}",
+                result.rows_in, result.rows_out, task.estimated_rows
+            ));
+        }
         let covered = segment.fragment_bitmap.clone().unwrap_or_default();
         if let Some(work) = work
             && covered != work.fragments.iter().copied().collect::<RoaringBitmap>()
@@ -306,7 +320,7 @@ impl Operation for CreateIndex {
 
     async fn commit(
         cx: &Committing<'_>,
-        _job: &Job,
+        job: &Job,
         state: &CreateIndexState,
         winners: &[TaskResult],
     ) -> Result<Applied> {
@@ -319,6 +333,7 @@ impl Operation for CreateIndex {
             .filter_map(|s| s.fragment_bitmap.clone())
             .fold(Default::default(), |a, b| a | b);
         let live = cx.dataset().await?;
+        check_segments(cx, job, &live, &state.build.name).await?;
         let (name, column) = (state.build.name.clone(), state.build.column.clone());
         let transaction = cx
             .capture(|mut dataset| async move {
@@ -426,6 +441,27 @@ async fn check_name(dataset: &Dataset, name: &str, field_id: i32, replace: bool)
         ));
     }
     Ok(())
+}
+
+/// Segments of the index that have come since the job was prepared, and not by the job itself, are
+/// another build of the same name.
+async fn check_segments(cx: &Committing<'_>, job: &Job, live: &Dataset, name: &str) -> Result<()> {
+    let pinned = cx.running.open(&job.uri, job.pin()).await?;
+    let before = pinned.load_indices().await?;
+    let now = live.load_indices().await?;
+    let other = now.iter().filter(|i| i.name == name).find(|i| {
+        before.iter().all(|b| b.uuid != i.uuid) && !cx.own_segments().any(|uuid| uuid == i.uuid)
+    });
+    match other {
+        None => Ok(()),
+        Some(other) => Err(Error::new(
+            ErrorCode::RetryableConflict,
+            format!(
+                "index {name:?} got segment {} by another commit since version {}; prepare the job again",
+                other.uuid, job.read_version
+            ),
+        )),
+    }
 }
 
 fn check_fragments(dataset: &Dataset, ids: &[u32]) -> Result<()> {

@@ -87,6 +87,11 @@ pub(crate) trait Operation {
         winners: &[TaskResult],
     ) -> impl Future<Output = Result<Applied>> + Send;
 
+    /// What a person calls the task, where it has a name.
+    fn label(_work: &Self::Work) -> Option<String> {
+        None
+    }
+
     /// How many commits of how many tasks each; `None` = one commit of all.
     fn batch_size(_state: &Self::State) -> Option<usize> {
         None
@@ -279,6 +284,10 @@ macro_rules! operations {
         impl Work {
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),* }
+            }
+
+            pub(crate) fn label(&self) -> Option<String> {
+                match self { $(Self::$variant(work) => <$operation>::label(work)),* }
             }
 
             pub(crate) fn memory(&self, cx: &Running, task: &Task) -> u64 {

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 
 import lance
@@ -21,6 +22,7 @@ from support import (
     referenced_files,
     unchanged,
     worker,
+    write_parquet_files,
 )
 
 import lance_tasks as lt
@@ -199,6 +201,22 @@ def test_abort_after_the_dataset_was_made_anew(uri: str) -> None:
     report = lt.abort(job, results)
     assert (report.files_removed, report.kept) == (0, 1)
     assert_same(read(uri, version=1), numbers(20))
+
+
+def test_cancelled_attempts_leave_no_file(sources: Path, uri: str) -> None:
+    """Wherever in its work an attempt is cancelled; many rounds, for it is a matter of moments."""
+    paths = write_parquet_files(sources, numbers(20_000), 5)
+    job = lt.prepare(lt.Write(uri, sources=paths, max_rows_per_file=500))
+    tasks = lt.plan(job)
+    for _ in range(60):
+        results = lt.execute_all(tasks)
+        done = [next(results)]
+        results.cancel()
+        done += results
+        assert {result.task_id for result in done} == {task.id for task in tasks}
+        lt.abort(job, done)
+    time.sleep(0.5)
+    assert files(uri) == {}
 
 
 def test_abort_of_failed_results(uri: str) -> None:

@@ -56,6 +56,12 @@ def test_every_type(name: str, version: str, tmp_path: Path) -> None:
         else:
             assert version == "legacy" or actual["x"].to_pylist() == table["x"].to_pylist()
         return
+    if version == "legacy" and "dictionary" in str(table.schema):
+        # One dictionary for the whole dataset, which tasks of their own cannot agree on.
+        with pytest.raises(lt.NotSupportedError, match="dictionaries"):
+            by_tasks(table, uri, version)
+        assert files(uri) == {}
+        return
     actual = by_tasks(table, uri, version)
     assert actual.schema == expected.schema
     assert_same(actual, expected)

@@ -102,6 +102,7 @@ pub(super) async fn prepare(
         }
         (None, None) => LanceFileVersion::Stable.resolve().to_string(),
     };
+    check_legacy(&schema, &version)?;
     let defaults = WriteParams::default();
     let max_rows_per_file = spec.max_rows_per_file.unwrap_or(defaults.max_rows_per_file as u64);
     let per_task = spec.max_rows_per_task.unwrap_or(max_rows_per_file);
@@ -213,6 +214,34 @@ fn check_options(spec: &WriteSpec, dataset: Option<&Dataset>) -> Result<()> {
         only(&[("discard_concurrent", spec.discard_concurrent.is_some())], "overwrite")?;
     }
     Ok(())
+}
+
+/// The legacy version keeps one dictionary for the whole dataset in its schema, which tasks that do not
+/// know of each other cannot agree on.
+fn check_legacy(schema: &Schema, version: &str) -> Result<()> {
+    fn dictionary(field: &arrow_schema::Field) -> bool {
+        use arrow_schema::DataType as D;
+        match field.data_type() {
+            D::Dictionary(..) => true,
+            D::Struct(fields) => fields.iter().any(|f| dictionary(f)),
+            D::List(f) | D::LargeList(f) | D::FixedSizeList(f, _) | D::Map(f, _) => dictionary(f),
+            _ => false,
+        }
+    }
+    if version.parse::<LanceFileVersion>()?.resolve() != LanceFileVersion::Legacy.resolve() {
+        return Ok(());
+    }
+    match schema.fields().iter().find(|f| dictionary(f)) {
+        None => Ok(()),
+        Some(field) => Err(Error::new(
+            ErrorCode::NotSupported,
+            format!(
+                "column {:?}: dictionaries cannot be written in the legacy storage version; use 2.0 or \
+                 later, or a plain column",
+                field.name()
+            ),
+        )),
+    }
 }
 
 fn initial_bases(spec: &WriteSpec) -> Result<Option<Vec<Base>>> {

@@ -6,6 +6,7 @@ mod sink;
 mod source;
 mod spec;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
@@ -124,6 +125,27 @@ impl Shared {
         self.initial_bases.iter().flatten().map(|b| (b.id, base_path(b))).collect()
     }
 
+    /// The bases to write to in turn, 0 being the dataset's own storage; `None` = that alone.
+    fn targets(&self, uri: &str, bases: &Bases) -> Result<Option<Vec<u32>>> {
+        if let Some(primary) = self.target_all_bases {
+            let own = primary.then_some(0);
+            return Ok(Some(own.into_iter().chain(bases.keys().copied()).collect()));
+        }
+        let Some(targets) = &self.target_bases else { return Ok(None) };
+        let id = |target: &String| {
+            if target == uri {
+                return Ok(0);
+            }
+            let found = bases.iter().find(|(_, base)| {
+                base.path == *target || base.name.as_deref() == Some(target.as_str())
+            });
+            found.map(|(id, _)| *id).ok_or_else(|| {
+                Error::invalid(format!("target_bases: {target:?} is no registered base"))
+            })
+        };
+        targets.iter().map(id).collect::<Result<_>>().map(Some)
+    }
+
     fn params(&self, running: &Running) -> Result<WriteParams> {
         let store = store_params(&running.call.storage_options);
         Ok(WriteParams {
@@ -141,8 +163,6 @@ impl Shared {
             enable_stable_row_ids: self.enable_stable_row_ids,
             enable_v2_manifest_paths: self.enable_v2_manifest_paths,
             initial_bases: self.initial_bases.as_ref().map(|b| b.iter().map(base_path).collect()),
-            target_base_names_or_paths: self.target_bases.clone(),
-            target_all_bases: self.target_all_bases,
             external_blob_mode: if self.ingest_external_blobs {
                 ExternalBlobMode::Ingest
             } else {
@@ -226,7 +246,7 @@ impl Operation for Write {
     }
 
     fn memory(cx: &Running, _task: &Task, _work: &WriteWork) -> u64 {
-        cx.memory_share().min(WAITING + ENCODING)
+        cx.memory_share().min(WAITING + ENCODING).max(MIN_MEMORY)
     }
 
     async fn execute(
@@ -266,11 +286,19 @@ impl Operation for Write {
             mode => Some(lance_schema(&schema, mode)?),
         };
         let memory = Self::memory(cx, task, work);
+        let mut params = work.shared.params(cx)?;
+        params.target_bases = work.shared.targets(&task.uri, &bases)?;
+        if let Some(targets) = &mut params.target_bases
+            && !targets.is_empty()
+        {
+            let turn = task.index as usize % targets.len();
+            targets.rotate_left(turn);
+        }
         let sink = Sink {
             running: cx,
             uri: &task.uri,
             dataset,
-            params: work.shared.params(cx)?,
+            params,
             bases,
             expected,
             memory: memory.saturating_sub(ENCODING).max(memory / 2),
@@ -329,23 +357,14 @@ impl Operation for Write {
         {
             return wrong(format!("{rows} rows, its task has {}", task.estimated_rows));
         }
-        let listed: std::collections::HashSet<&str> =
-            result.files.iter().map(|f| f.path.as_str()).collect();
-        for file in fragments.iter().flat_map(|f| &f.files) {
-            let mut seen = std::collections::HashSet::new();
-            for id in file.fields.iter() {
-                if !state.field_ids.contains(id) || !seen.insert(*id) {
-                    return wrong(format!(
-                        "data file {} has field ids {:?}, the schema has {:?}",
-                        file.path, file.fields, state.field_ids
-                    ));
-                }
-            }
-            if !listed.iter().any(|path| path.ends_with(file.path.as_str())) {
-                return wrong(format!("data file {} is not among the files it lists", file.path));
-            }
+        check_data_files(&fragments, &state.field_ids, result)
+    }
+
+    fn label(work: &WriteWork) -> Option<String> {
+        match &work.rows {
+            Rows::Partition(name) => Some(format!("partition {name:?}")),
+            Rows::Pieces { .. } => None,
         }
-        Ok(())
     }
 
     fn check_open(state: &WriteState, winners: &mut Vec<TaskResult>) -> Result<bool> {
@@ -445,6 +464,8 @@ impl Operation for Write {
 
 /// Batches that may wait for a writer, where the budget allows.
 const WAITING: u64 = 1 << 30;
+/// Less memory makes no progress.
+const MIN_MEMORY: u64 = 8 << 20;
 /// What Lance's writers hold beside: pages being filled, uploads under way.
 const ENCODING: u64 = 64 << 20;
 
@@ -458,6 +479,39 @@ fn partition_work(state: &WriteState, partition: &str) -> NewWork<WriteWork> {
         rows: 0,
         bytes: 0,
     }
+}
+
+/// New fragments must be of the job's fields, and of files that the result lists.
+pub(super) fn check_data_files(
+    fragments: &[Fragment],
+    field_ids: &[i32],
+    result: &TaskResult,
+) -> Result<()> {
+    let wrong = |what: String| Err(Error::new(ErrorCode::Verification, what));
+    let listed: HashSet<&str> = result.files.iter().map(|f| f.path.as_str()).collect();
+    for file in fragments.iter().flat_map(|f| &f.files) {
+        let mut seen = HashSet::new();
+        if !file.fields.iter().all(|id| field_ids.contains(id) && seen.insert(*id)) {
+            return wrong(format!(
+                "data file {} has field ids {:?}, the schema has {field_ids:?}",
+                file.path, file.fields
+            ));
+        }
+        // Files of the legacy version have no column indices.
+        if file.file_major_version >= 2 && file.column_indices.len() != file.fields.len() {
+            return wrong(format!(
+                "data file {} has {} column indices for {} fields",
+                file.path,
+                file.column_indices.len(),
+                file.fields.len()
+            ));
+        }
+        let in_data = format!("data/{}", file.path);
+        if !listed.contains(in_data.as_str()) && !listed.contains(file.path.as_str()) {
+            return wrong(format!("data file {} is not among the files it lists", file.path));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn fragments(result: &TaskResult) -> Result<Vec<Fragment>> {

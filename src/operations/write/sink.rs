@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::SchemaRef;
@@ -14,6 +14,7 @@ use futures::StreamExt;
 use lance::dataset::progress::WriteFragmentProgress;
 use lance::dataset::transaction::Operation;
 use lance::dataset::{InsertBuilder, WriteDestination, WriteParams};
+use lance::deps::datafusion::error::DataFusionError;
 use lance::deps::datafusion::physical_plan::SendableRecordBatchStream;
 use lance::deps::datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use lance::{Dataset, datatypes::Schema as LanceSchema};
@@ -73,7 +74,10 @@ impl Sink<'_> {
         let units = (self.memory / UNIT).clamp(1, u32::MAX as u64) as u32;
         let memory = Arc::new(Semaphore::new(units as usize));
         let progress = Arc::new(Progress::default());
-        let mut files: VecDeque<AbortOnDrop> = VecDeque::new();
+        // Writers are not aborted: a file that becomes whole in that moment would be nobody's.
+        let stop = StopOnDrop::default();
+        let mut files: VecDeque<Filling> = VecDeque::new();
+        let mut started = 0;
         let mut open: Option<Open> = None;
         let mut written = Written::default();
         let mut cap = Cap::new(max_bytes);
@@ -88,8 +92,14 @@ impl Sink<'_> {
             while at < rows {
                 let file = open.get_or_insert_with(|| {
                     let (sender, receiver) = mpsc::unbounded_channel();
-                    let progress = progress.clone();
-                    files.push_back(AbortOnDrop(self.start(schema.clone(), receiver, progress)));
+                    let writer = Writer {
+                        schema: schema.clone(),
+                        receiver,
+                        progress: progress.clone(),
+                        stop: stop.0.clone(),
+                    };
+                    files.push_back(Filling { writer: self.start(writer, started), bytes: 0 });
+                    started += 1;
                     Open { sender, rows: 0, bytes: 0 }
                 });
                 let take = per_slice.min(rows - at).min(max_rows - file.rows);
@@ -119,13 +129,17 @@ impl Sink<'_> {
                 }
                 file.rows += take;
                 file.bytes += weight;
+                if let Some(filling) = files.back_mut() {
+                    filling.bytes += weight;
+                }
                 at += take;
                 if file.rows >= max_rows || cap.reached(file.bytes, SLICE.min(max_bytes / 4)) {
                     open = None;
                 }
             }
             if open.is_none() {
-                while files.len() > writers || files.front().is_some_and(|f| f.0.is_finished()) {
+                while files.len() > writers || files.front().is_some_and(|f| f.writer.is_finished())
+                {
                     self.finish(&mut files, &mut written, &mut cap).await?;
                 }
             }
@@ -153,59 +167,65 @@ impl Sink<'_> {
 
     async fn finish(
         &self,
-        files: &mut VecDeque<AbortOnDrop>,
+        files: &mut VecDeque<Filling>,
         written: &mut Written,
         cap: &mut Cap,
     ) -> Result<()> {
-        let Some(mut file) = files.pop_front() else { return Ok(()) };
-        let (fragments, bytes) =
-            (&mut file.0).await.map_err(|e| Error::internal(format!("a writer ended: {e}")))??;
+        let Some(file) = files.pop_front() else { return Ok(()) };
+        let fragments =
+            file.writer.await.map_err(|e| Error::internal(format!("a writer ended: {e}")))??;
         let on_disk: u64 = fragments
             .iter()
             .flat_map(|f| &f.files)
             .filter_map(|f| f.file_size_bytes.get())
             .map(u64::from)
             .sum();
-        cap.learn(bytes, on_disk);
+        cap.learn(file.bytes, on_disk);
         written.fragments.extend(fragments);
         Ok(())
     }
 
-    /// One file's writer, on the runtime.
-    fn start(
-        &self,
-        schema: SchemaRef,
-        receiver: mpsc::UnboundedReceiver<Queued>,
-        progress: Arc<Progress>,
-    ) -> JoinHandle<Result<(Vec<Fragment>, u64)>> {
+    /// One file's writer, on the runtime; `nth` of this task.
+    fn start(&self, writer: Writer, nth: usize) -> JoinHandle<Result<Vec<Fragment>>> {
+        let Writer { schema, receiver, progress, stop } = writer;
         let dataset = self.dataset.clone();
         let uri = self.uri.to_owned();
         let expected = self.expected.clone();
         let mut params = self.params.clone();
+        if let Some(bases) = &mut params.target_bases
+            && !bases.is_empty()
+        {
+            // Lance takes the bases in turn, beginning anew in each of its writers.
+            let turn = nth % bases.len();
+            bases.rotate_left(turn);
+        }
         params.progress =
             Arc::new(Files { running: self.running.clone(), bases: self.bases.clone() });
-        // An aborted writer ends later than it is aborted: the attempt waits, so that no file comes
-        // after the removal of its files, and no progress after its end.
+        // The attempt ends when its writers have: no file comes after the removal of its files, and no
+        // progress after its end.
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
         self.running.on_end(tokio::spawn(async move {
             let _ = end.await;
         }));
-        let fed = Arc::new(AtomicU64::new(0));
-        let count = fed.clone();
         let writer = async move {
             let stream = futures::stream::unfold(
-                (receiver, None::<OwnedSemaphorePermit>),
-                move |(mut receiver, held)| {
-                    let (progress, fed) = (progress.clone(), fed.clone());
+                Some((receiver, None::<OwnedSemaphorePermit>)),
+                move |state| {
+                    let (progress, stop) = (progress.clone(), stop.clone());
                     async move {
+                        let (mut receiver, held) = state?;
                         // Asked for the next batch: the one before has been encoded.
                         drop(held);
-                        let (batch, permit) = receiver.recv().await?;
+                        let next = receiver.recv().await;
+                        if stop.load(Ordering::Relaxed) {
+                            let error = Error::new(ErrorCode::Cancelled, "the attempt has ended");
+                            return Some((Err(DataFusionError::External(error.into())), None));
+                        }
+                        let (batch, permit) = next?;
                         let bytes = permit.num_permits() as u64 * UNIT;
                         progress.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
                         progress.bytes.fetch_add(bytes, Ordering::Relaxed);
-                        fed.fetch_add(bytes, Ordering::Relaxed);
-                        Some((Ok(batch), (receiver, Some(permit))))
+                        Some((Ok(batch), Some((receiver, Some(permit)))))
                     }
                 },
             );
@@ -229,7 +249,7 @@ impl Sink<'_> {
                     return Err(Error::internal(format!("a write became {}", other.name())));
                 }
             };
-            Ok::<_, Error>((fragments, count.load(Ordering::Relaxed)))
+            Ok::<_, Error>(fragments)
         };
         tokio::spawn(async move {
             let _ended = ended; // dropped after the writer and all that it holds
@@ -259,11 +279,28 @@ struct Progress {
     bytes: AtomicU64,
 }
 
-struct AbortOnDrop(JoinHandle<Result<(Vec<Fragment>, u64)>>);
+/// What a file's writer works with.
+struct Writer {
+    schema: SchemaRef,
+    receiver: mpsc::UnboundedReceiver<Queued>,
+    progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+}
 
-impl Drop for AbortOnDrop {
+/// A file that is being written.
+struct Filling {
+    writer: JoinHandle<Result<Vec<Fragment>>>,
+    /// Bytes of its rows, in memory.
+    bytes: u64,
+}
+
+/// Tells the writers that the attempt has ended.
+#[derive(Default)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -280,9 +317,10 @@ impl Cap {
         Self { max, ratio: 1000 }
     }
 
-    /// Would one more slice go over?
+    /// Would one more slice go over? Page headers and the footer come on top.
     fn reached(&self, bytes: u64, next: u64) -> bool {
-        (bytes + next) / 1000 * self.ratio > self.max
+        let room = self.max - self.max / 32;
+        u128::from(bytes + next) * u128::from(self.ratio) > u128::from(room) * 1000
     }
 
     fn learn(&mut self, in_memory: u64, on_disk: u64) {

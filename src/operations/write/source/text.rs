@@ -67,15 +67,22 @@ pub(super) async fn infer(
             .map(|(schema, _)| schema),
     }
     .map_err(|e| bad(format, &e))?;
-    let fields = found.fields().iter().map(|field| {
-        let known = target.and_then(|t| t.field_with_name(field.name()).ok());
+    // Without a header the columns are the dataset's, in its order.
+    let by_place = format == Format::Csv && !reading.has_header;
+    let fields = found.fields().iter().enumerate().map(|(place, field)| {
+        let known = match target {
+            Some(target) if by_place => target.fields().get(place).map(|f| f.as_ref()),
+            Some(target) => target.field_with_name(field.name()).ok(),
+            None => None,
+        };
+        let name = known.map_or(field.name(), |known| known.name());
         let data_type = match (known, field.data_type()) {
             (Some(known), _) => known.data_type().clone(),
             // Nothing but nulls in the sample.
             (None, DataType::Null) => DataType::Utf8,
             (None, other) => other.clone(),
         };
-        Field::new(field.name(), data_type, true)
+        Field::new(name, data_type, true)
     });
     Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
 }
