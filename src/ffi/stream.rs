@@ -103,24 +103,29 @@ fn batch_unguarded(array: FFI_ArrowArray, schema: &SchemaRef) -> Result<RecordBa
 }
 
 /// arrow-rs (58) slices the children of a struct twice where it is the item of a sliced fixed-size
-/// list; cut such lists to their own rows first.
+/// list: cut structs and such lists to their own rows first, at every level.
 fn unslice(data: ArrayData) -> ArrayData {
     if data.child_data().is_empty() {
         return data;
     }
-    let mut children: Vec<ArrayData> = data.child_data().iter().cloned().map(unslice).collect();
-    let nulls = data.nulls().cloned();
+    let children = data.child_data().iter().cloned().map(unslice);
     let (len, offset) = (data.len(), data.offset());
-    if let DataType::FixedSizeList(_, width) = data.data_type() {
-        let width = usize::try_from(*width).unwrap_or(0);
-        let items = make_array(children.remove(0)).slice(offset * width, len * width);
-        children.insert(0, items.to_data());
-        let builder = ArrayData::builder(data.data_type().clone()).len(len).nulls(nulls);
-        // SAFETY: the same rows as before, which the producer vouches for.
-        return unsafe { builder.child_data(children).build_unchecked() };
-    }
+    let per_row = match data.data_type() {
+        DataType::Struct(_) => 1,
+        DataType::FixedSizeList(_, width) => usize::try_from(*width).unwrap_or(0),
+        _ => {
+            let children = children.collect();
+            // SAFETY: the same rows as before, which the producer vouches for.
+            return unsafe { data.into_builder().child_data(children).build_unchecked() };
+        }
+    };
+    let children = children
+        .map(|child| make_array(child).slice(offset * per_row, len * per_row).to_data())
+        .collect();
+    let builder =
+        ArrayData::builder(data.data_type().clone()).len(len).nulls(data.nulls().cloned());
     // SAFETY: as above.
-    unsafe { data.into_builder().child_data(children).build_unchecked() }
+    unsafe { builder.child_data(children).build_unchecked() }
 }
 
 impl Imported {

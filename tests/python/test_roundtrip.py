@@ -183,6 +183,16 @@ def test_field_ids_are_those_of_pylance(tmp_path: Path) -> None:
     assert (file.fields, file.column_indices) == (other.fields, other.column_indices)
 
 
+@pytest.mark.parametrize("limit", [5, 10, 13, 1000])
+@pytest.mark.parametrize("offset", [0, 8, 11])
+def test_null_booleans_in_null_structs(uri: str, limit: int, offset: int) -> None:
+    """Lance 14.0.2 itself cannot encode these in a slice: each is to be cut loose first."""
+    rows = [None if i % 3 == 0 else {"b": None if i % 2 else True} for i in range(60)]
+    table = pa.table({"x": pa.array(rows, pa.struct([("b", pa.bool_())]))}).slice(offset, 40)
+    actual = by_tasks(table, uri, "2.2", max_rows_per_file=limit)
+    assert actual["x"].to_pylist() == rows[offset : offset + 40]
+
+
 def test_dictionaries_that_differ_from_batch_to_batch(uri: str) -> None:
     dtype = pa.dictionary(pa.int32(), pa.string())
     values = [["red", "green", None], ["green", "blue"], [None, None], ["red", "violet"]]

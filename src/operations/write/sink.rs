@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::SchemaRef;
 use futures::StreamExt;
-use lance::dataset::progress::WriteFragmentProgress;
 use lance::dataset::transaction::Operation;
 use lance::dataset::{InsertBuilder, WriteDestination, WriteParams};
 use lance::deps::datafusion::error::DataFusionError;
@@ -191,6 +190,7 @@ impl Sink<'_> {
         let dataset = self.dataset.clone();
         let uri = self.uri.to_owned();
         let expected = self.expected.clone();
+        let (running, all_bases) = (self.running.clone(), self.bases.clone());
         let mut params = self.params.clone();
         if let Some(bases) = &mut params.target_bases
             && !bases.is_empty()
@@ -199,8 +199,6 @@ impl Sink<'_> {
             let turn = nth % bases.len();
             bases.rotate_left(turn);
         }
-        params.progress =
-            Arc::new(Files { running: self.running.clone(), bases: self.bases.clone() });
         // The attempt ends when its writers have: no file comes after the removal of its files, and no
         // progress after its end.
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
@@ -249,6 +247,10 @@ impl Sink<'_> {
                     return Err(Error::internal(format!("a write became {}", other.name())));
                 }
             };
+            // Where Lance fails it removes what it wrote itself.
+            for file in fragments.iter().flat_map(|f| written_files(f, &all_bases)) {
+                running.wrote(file);
+            }
             Ok::<_, Error>(fragments)
         };
         tokio::spawn(async move {
@@ -345,34 +347,6 @@ fn slice_rows(rows: u64, bytes: u64, limit: u64) -> u64 {
         return rows.max(1);
     }
     (rows * limit / bytes.max(1)).max(1)
-}
-
-/// Notes each data file as soon as Lance tells its name, which is when it is whole; what is not whole
-/// Lance removes itself.
-#[derive(Clone)]
-struct Files {
-    running: Running,
-    bases: Bases,
-}
-
-impl std::fmt::Debug for Files {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Files")
-    }
-}
-
-#[async_trait::async_trait]
-impl WriteFragmentProgress for Files {
-    async fn begin(&self, _fragment: &Fragment) -> lance::Result<()> {
-        Ok(())
-    }
-
-    async fn complete(&self, fragment: &Fragment) -> lance::Result<()> {
-        for file in written_files(fragment, &self.bases) {
-            self.running.wrote(file);
-        }
-        Ok(())
-    }
 }
 
 /// The files of a new fragment.
