@@ -70,9 +70,11 @@ test-abi: build
 
 test-c: build
 	tests/c/run.sh
+	tests/c/run.sh --sanitize
 
 test-cpp: build
 	tests/cpp/run.sh
+	tests/cpp/run.sh --sanitize
 
 test-install: build
 	packaging/smoke.sh
@@ -90,9 +92,8 @@ lint: tools venv check-header
 	$(VENV)/bin/ruff format --check python tests examples benches hatch_build.py
 	$(VENV)/bin/mypy
 
-header: tools
-	touch build.rs
-	LANCE_TASKS_WRITE_HEADER=1 cargo build --release --locked
+header: build
+	tests/abi/check_header.sh --write
 	$(LANCE_TASKS_BIN) schema > include/lance_tasks/lance_tasks.schema.json
 
 check-header: build

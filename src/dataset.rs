@@ -255,7 +255,7 @@ impl Datasets {
                 async move {
                     let Some((store, root)) = place else { return Ok(None) };
                     match store.size(&join(root, &file.path)).await {
-                        Ok(size) => Ok(Some(size as u64)),
+                        Ok(size) => Ok(Some(size)),
                         Err(lance::Error::NotFound { .. }) => Ok(None),
                         Err(error) => Err(Error::from(error).context(&file.path)),
                     }

@@ -49,7 +49,7 @@ impl Job {
     /// this is none of them.
     pub fn task(&self, partition: &str) -> Result<Task> {
         let (index, work) = self.state.partition(partition)?;
-        Ok(self.new_task(0, index, work.into()))
+        Ok(self.new_task(0, index, work))
     }
 
     pub(crate) fn pin(&self) -> Pin {

@@ -122,7 +122,7 @@ pub(super) unsafe fn sized<T: Copy>(what: &str, options: *const T) -> Result<T> 
     }
     // SAFETY: by contract.
     let size = unsafe { options.cast::<u32>().read_unaligned() } as usize;
-    if size < 8 || size > 4096 {
+    if !(8..=4096).contains(&size) {
         return Err(Error::invalid(format!(
             "{what}: struct_size is {size}; set it to sizeof(the struct)"
         )));

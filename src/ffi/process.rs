@@ -22,8 +22,9 @@ pub(crate) fn size_lance_pool(threads: usize) {
 mod cpu {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
+    // Before the constructors of the dependencies, which are compiled for the newer CPU as well.
     #[used]
-    #[unsafe(link_section = ".init_array")]
+    #[unsafe(link_section = ".init_array.00001")]
     static CHECK: extern "C" fn() = check;
 
     extern "C" fn check() {

@@ -258,7 +258,7 @@ impl Operation for Compact {
         let tasks = plan.tasks.into_iter().map(|task| NewWork {
             key: None,
             rows: task.fragments.iter().map(live_rows).sum(),
-            bytes: task.fragments.iter().flat_map(|f| written_sizes(f)).sum(),
+            bytes: task.fragments.iter().flat_map(written_sizes).sum(),
             work: CompactWork {
                 options: state.options.clone(),
                 fragments: task.fragments.iter().map(|f| f.id).collect(),
@@ -287,7 +287,7 @@ impl Operation for Compact {
         let dataset = cx.open(&task.uri, task.pin()).await?;
         let fragments = fragments(&dataset, &work.fragments)?;
         let rows_in = fragments.iter().map(live_rows).sum();
-        let bytes_read = fragments.iter().flat_map(|f| written_sizes(f)).sum();
+        let bytes_read = fragments.iter().flat_map(written_sizes).sum();
         let lance_task = CompactionTask {
             task: TaskData { fragments },
             read_version: task.read_version,

@@ -246,7 +246,7 @@ impl Operation for Write {
     }
 
     fn memory(cx: &Running, _task: &Task, _work: &WriteWork) -> u64 {
-        cx.memory_share().min(WAITING + ENCODING).max(MIN_MEMORY)
+        cx.memory_share().clamp(MIN_MEMORY, WAITING + ENCODING)
     }
 
     async fn execute(

@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arrow_array::{Array, RecordBatch};
-use arrow_schema::SchemaRef;
+use arrow_array::{Array, RecordBatch, make_array};
+use arrow_data::transform::MutableArrayData;
+use arrow_schema::{DataType, SchemaRef};
 use futures::StreamExt;
 use lance::dataset::transaction::Operation;
 use lance::dataset::{InsertBuilder, WriteDestination, WriteParams};
@@ -80,6 +81,7 @@ impl Sink<'_> {
         let mut open: Option<Open> = None;
         let mut written = Written::default();
         let mut cap = Cap::new(max_bytes);
+        let fragile = fragile_columns(&schema);
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let bytes = size(&batch);
@@ -102,7 +104,7 @@ impl Sink<'_> {
                     Open { sender, rows: 0, bytes: 0 }
                 });
                 let take = per_slice.min(rows - at).min(max_rows - file.rows);
-                let slice = batch.slice(at as usize, take as usize);
+                let slice = copied(batch.slice(at as usize, take as usize), &fragile)?;
                 let weight = if take == rows { bytes } else { size(&slice) };
                 let cost = weight.div_ceil(UNIT).clamp(1, u32::MAX as u64) as u32;
                 if cost > units {
@@ -326,11 +328,43 @@ impl Cap {
     }
 
     fn learn(&mut self, in_memory: u64, on_disk: u64) {
-        if in_memory > 0 {
-            // A tenth of caution: the next file may compress worse.
-            self.ratio = (on_disk * 1100 / in_memory).clamp(1, 1100);
+        // A tenth of caution: the next file may compress worse.
+        if let Some(ratio) = (on_disk * 1100).checked_div(in_memory) {
+            self.ratio = ratio.clamp(1, 1100);
         }
     }
+}
+
+/// Columns with a map or booleans inside of a struct: where they are slices, Lance 14.0.2 fails to push
+/// the struct's nulls down to them (so does pylance).
+fn fragile_columns(schema: &SchemaRef) -> Vec<usize> {
+    fn fragile(data_type: &DataType, in_struct: bool) -> bool {
+        match data_type {
+            DataType::Boolean | DataType::Map(..) => in_struct,
+            DataType::Struct(fields) => fields.iter().any(|f| fragile(f.data_type(), true)),
+            DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
+                fragile(f.data_type(), in_struct)
+            }
+            _ => false,
+        }
+    }
+    let columns = schema.fields().iter().enumerate();
+    columns.filter(|(_, f)| fragile(f.data_type(), false)).map(|(place, _)| place).collect()
+}
+
+/// The same rows, with the named columns in buffers of their own.
+fn copied(batch: RecordBatch, columns: &[usize]) -> Result<RecordBatch> {
+    if columns.is_empty() {
+        return Ok(batch);
+    }
+    let (schema, mut arrays, _) = batch.into_parts();
+    for place in columns {
+        let data = arrays[*place].to_data();
+        let mut copy = MutableArrayData::new(vec![&data], false, data.len());
+        copy.extend(0, 0, data.len());
+        arrays[*place] = make_array(copy.freeze());
+    }
+    Ok(RecordBatch::try_new(schema, arrays)?)
 }
 
 /// Bytes of the rows themselves, not of the buffers that a slice shares.
