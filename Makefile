@@ -39,6 +39,8 @@ tools:
 	command -v g++ >/dev/null || missing+=(g++); \
 	command -v cmake >/dev/null || missing+=(cmake); \
 	command -v pkg-config >/dev/null || missing+=(pkg-config); \
+	command -v $(PYTHON) >/dev/null || missing+=(python3); \
+	$(PYTHON) -c "import ensurepip" 2>/dev/null || missing+=(python3-venv); \
 	command -v cargo >/dev/null || { echo "lance-tasks: install Rust 1.94 or later (https://rustup.rs)"; exit 1; }; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 		echo "lance-tasks: installing Debian packages: $${missing[*]}"; \
@@ -46,8 +48,8 @@ tools:
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq "$${missing[@]}" >/dev/null; \
 	fi
 
-venv: $(VENV)/.stamp
-$(VENV)/.stamp: tests/python/requirements.txt
+venv: tools $(VENV)/.stamp
+$(VENV)/.stamp: tests/python/requirements.txt | tools
 	@echo "lance-tasks: making the Python environment $(VENV) (pylance, pyarrow, pytest and others)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -r $<
