@@ -348,8 +348,8 @@ def report(rows: list[str], arguments: argparse.Namespace) -> str:
             "",
             f"`{command}` on {datetime.date.today()}: medians of {arguments.runs} processes of "
             "each side, taking turns. Each process does the work twice: the first run pays for "
-            "fresh memory, the second (first columns) is a worker that goes on. Inputs in memory or "
-            "in the page cache, commit included.",
+            "fresh memory, the second (first columns) is a worker that goes on. Inputs in memory "
+            "or in the page cache, commit included.",
             "",
             f"lance-tasks {versions['lance_tasks']} (Lance {versions['lance']}), "
             f"pylance {lance.__version__}; {machine()}.",
