@@ -1,6 +1,7 @@
 //! Where datasets are: locations, opening, the cache of opened ones, and removing files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -11,8 +12,10 @@ use lance_io::object_store::{ObjectStore, ObjectStoreParams, StorageOptionsAcces
 use lance_table::format::BasePath;
 use lance_table::io::commit::CommitHandler;
 use object_store::path::Path;
+use uuid::Uuid;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::marks::{Marks, Use, through_store};
 use crate::result::WrittenFile;
 
 pub(crate) type StorageOptions = BTreeMap<String, String>;
@@ -72,6 +75,21 @@ pub(crate) fn store_params(options: &StorageOptions) -> ObjectStoreParams {
     params
 }
 
+/// An endpoint that is no URL would panic in the store's own code.
+pub(crate) fn check_options(options: &StorageOptions) -> Result<()> {
+    let ours = std::env::vars().filter(|(name, _)| name.starts_with("AWS_ENDPOINT"));
+    let given = options.iter().map(|(name, value)| (name.clone(), value.clone()));
+    for (name, value) in given.chain(ours) {
+        let endpoint = name.to_ascii_lowercase();
+        let endpoint = endpoint.ends_with("endpoint") || endpoint.ends_with("endpoint_url");
+        let known = |url: url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+        if endpoint && !url::Url::parse(&value).is_ok_and(known) {
+            return Err(Error::invalid(format!("storage option {name:?} is no http or https URL")));
+        }
+    }
+    Ok(())
+}
+
 /// What pins a version: its number, and when its manifest was made, so that a dataset dropped and made
 /// anew at the same place is not taken for the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,14 +116,30 @@ struct Key {
 }
 
 /// Opened datasets of one executor, all on one Lance session.
+#[derive(Clone)]
 pub(crate) struct Datasets {
     session: Arc<Session>,
     opened: moka::future::Cache<Key, Arc<Dataset>>,
+    places: moka::future::Cache<(Uuid, String, StorageOptions), Arc<Place>>,
+    conditional: moka::sync::Cache<(String, StorageOptions), ()>,
+}
+
+/// A location where a job writes without an opened dataset. Held, so that a store on the network keeps
+/// its connections from task to task.
+pub(crate) struct Place {
+    pub uri: String,
+    pub params: ObjectStoreParams,
+    _store: Arc<ObjectStore>,
 }
 
 impl Datasets {
     pub fn new(session: Arc<Session>) -> Self {
-        Self { session, opened: moka::future::Cache::new(64) }
+        Self {
+            session,
+            opened: moka::future::Cache::new(64),
+            places: moka::future::Cache::new(64),
+            conditional: moka::sync::Cache::new(64),
+        }
     }
 
     pub fn session(&self) -> Arc<Session> {
@@ -172,14 +206,19 @@ impl Datasets {
         self.load_latest(uri, self.builder(uri, options)).await
     }
 
-    /// As [`open_latest`](Self::open_latest), committing through a handler of ours.
+    /// As [`open_latest`](Self::open_latest), committing through a handler of ours, under marked names.
     pub async fn open_guarded(
         &self,
         uri: &str,
         options: &StorageOptions,
         handler: Arc<dyn CommitHandler>,
+        marks: &Arc<Marks>,
     ) -> Result<Option<Dataset>> {
-        self.load_latest(uri, self.builder(uri, options).with_commit_handler(handler)).await
+        let builder = self.builder(uri, options).with_commit_handler(handler);
+        match self.load_latest(uri, builder).await? {
+            Some(dataset) => Ok(Some(marks.dataset(&dataset).await?)),
+            None => Ok(None),
+        }
     }
 
     async fn load_latest(&self, uri: &str, builder: DatasetBuilder) -> Result<Option<Dataset>> {
@@ -194,6 +233,39 @@ impl Datasets {
         DatasetBuilder::from_uri(uri)
             .with_session(self.session.clone())
             .with_store_params(store_params(options))
+    }
+
+    /// Whether a store is known to honour conditional puts.
+    pub fn conditional(&self, store: &(String, StorageOptions)) -> bool {
+        self.conditional.contains_key(store)
+    }
+
+    pub fn set_conditional(&self, store: (String, StorageOptions)) {
+        self.conditional.insert(store, ());
+    }
+
+    /// Where a job writes new files of a dataset that does not exist yet, or in another base: under
+    /// marked names.
+    pub async fn place(
+        &self,
+        job: Uuid,
+        uri: &str,
+        options: &StorageOptions,
+    ) -> Result<Arc<Place>> {
+        let open = async {
+            let uri = through_store(uri);
+            let mut params = store_params(options);
+            params.object_store_wrapper = Some(Marks::new(job, Use::Job).wrapper());
+            let registry = self.session.store_registry();
+            let (store, _) = ObjectStore::from_uri_and_params(registry, &uri, &params)
+                .await
+                .map_err(|e| Error::from(e).context(&uri))?;
+            Ok(Arc::new(Place { uri, params, _store: store }))
+        };
+        self.places
+            .try_get_with((job, uri.to_owned(), options.clone()), open)
+            .await
+            .map_err(|e: Arc<Error>| e.as_ref().clone())
     }
 
     /// The object store of a location, and the location's path in it.
@@ -222,16 +294,12 @@ impl Datasets {
                 let place = places.get(&file.base);
                 async move {
                     let removed = match place {
-                        Some((store, root)) => match store.delete(&join(root, &file.path)).await {
-                            Ok(()) | Err(lance::Error::NotFound { .. }) => true,
-                            Err(error) => {
-                                tracing::warn!(file = %file.path, "not removed: {}", Error::from(error));
-                                false
-                            }
-                        },
-                        None => false,
+                        Some(folder) => folder.delete(&file.path).await,
+                        None => Err(Error::invalid("its base is not registered")),
                     };
-                    (!removed).then_some(file)
+                    let error = removed.err()?;
+                    tracing::warn!(file = %file.path, "not removed: {error}");
+                    Some(file)
                 }
             })
             .buffer_unordered(64)
@@ -249,12 +317,22 @@ impl Datasets {
         bases: &Bases,
     ) -> Result<Vec<Option<u64>>> {
         let places = self.places(uri, options, bases, files).await?;
+        let local =
+            |file: &WrittenFile| Some(places.get(&file.base)?.local.as_ref()?.join(&file.path));
+        if let Some(paths) = files.iter().map(local).collect::<Option<Vec<_>>>() {
+            // A thread for each of many would cost more than the look.
+            return tokio::task::spawn_blocking(move || {
+                paths.iter().map(|p| local_size(p)).collect()
+            })
+            .await
+            .map_err(|e| Error::internal(format!("sizes: {e}")))?;
+        }
         let sizes: Vec<_> = futures::stream::iter(files.iter().cloned())
             .map(|file| {
                 let place = places.get(&file.base);
                 async move {
-                    let Some((store, root)) = place else { return Ok(None) };
-                    match store.size(&join(root, &file.path)).await {
+                    let Some(folder) = place else { return Ok(None) };
+                    match folder.store.size(&join(&folder.root, &file.path)).await {
                         Ok(size) => Ok(Some(size)),
                         Err(lance::Error::NotFound { .. }) => Ok(None),
                         Err(error) => Err(Error::from(error).context(&file.path)),
@@ -273,7 +351,7 @@ impl Datasets {
         options: &StorageOptions,
         bases: &Bases,
         files: &[WrittenFile],
-    ) -> Result<HashMap<Option<u32>, (Arc<ObjectStore>, Path)>> {
+    ) -> Result<HashMap<Option<u32>, Folder>> {
         let mut places = HashMap::new();
         for base in files.iter().map(|f| f.base) {
             if places.contains_key(&base) {
@@ -286,9 +364,34 @@ impl Datasets {
                     None => continue,
                 },
             };
-            places.insert(base, self.store(location, options).await?);
+            let (store, root) = self.store(location, options).await?;
+            places.insert(base, Folder { store, root, local: local_folder(location) });
         }
         Ok(places)
+    }
+}
+
+/// Where files of a dataset, or of one of its bases, lie.
+struct Folder {
+    store: Arc<ObjectStore>,
+    root: Path,
+    local: Option<PathBuf>,
+}
+
+impl Folder {
+    /// A missing file counts as deleted.
+    async fn delete(&self, relative: &str) -> Result<()> {
+        if let Some(folder) = &self.local {
+            // By the file system: what was still being written has a name that the store does not take.
+            return match std::fs::remove_file(folder.join(relative)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            };
+        }
+        match self.store.delete(&join(&self.root, relative)).await {
+            Ok(()) | Err(lance::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -311,7 +414,23 @@ pub(crate) fn not_found(uri: &str) -> Error {
     Error::new(ErrorCode::NotFound, format!("there is no dataset at {uri}"))
 }
 
-fn join(root: &Path, relative: &str) -> Path {
+fn local_size(path: &std::path::Path) -> Result<Option<u64>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.len())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::from(error).context(path.display())),
+    }
+}
+
+/// The folder of a location on a local disk.
+pub(crate) fn local_folder(location: &str) -> Option<PathBuf> {
+    if location.starts_with("file://") {
+        return url::Url::parse(location).ok()?.to_file_path().ok();
+    }
+    (!location.contains("://")).then(|| PathBuf::from(location))
+}
+
+pub(crate) fn join(root: &Path, relative: &str) -> Path {
     relative.split('/').filter(|p| !p.is_empty()).fold(root.clone(), |path, part| path.join(part))
 }
 

@@ -121,7 +121,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: redact(message.into()), task_id: None }
+        Self { code, message: redact(plain(message.into())), task_id: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -173,6 +173,27 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// An upstream message for people: without the places in Lance's sources, and without the answer of a
+/// credential provider, which may hold the secrets themselves.
+fn plain(mut message: String) -> String {
+    const PROVIDER: &str = "Failed to get AWS credentials";
+    if let Some(at) = message.find(PROVIDER) {
+        message.truncate(at + PROVIDER.len());
+    }
+    while let Some(end) = message.find(".rs:") {
+        let Some(start) = message[..end].rfind(", /") else { break };
+        let place = &message[start + 2..end];
+        let numbers = message[end + 4..]
+            .find(|c: char| !c.is_ascii_digit() && c != ':')
+            .map_or(message.len(), |n| end + 4 + n);
+        if place.contains(char::is_whitespace) {
+            break;
+        }
+        message.replace_range(start..numbers, "");
+    }
+    message
+}
 
 /// Upstream errors may quote a URI: passwords and signed query strings in one never leave the library.
 fn redact(message: String) -> String {
@@ -292,9 +313,17 @@ fn refine(code: ErrorCode, message: &str) -> ErrorCode {
             "CredentialsNotLoaded",
             "403 Forbidden",
             "401 Unauthorized",
+            "Failed to get AWS credentials",
+            "InvalidToken",
+            "Invalid Access Key",
         ];
-        if SIGNS.iter().any(|sign| message.contains(sign)) {
+        // The answer to a HEAD has no body: all it says of an expired token is 400.
+        let head = message.contains("Error performing HEAD") && message.contains("400 Bad Request");
+        if head || SIGNS.iter().any(|sign| message.contains(sign)) {
             return ErrorCode::Credentials;
+        }
+        if ["ContainerNotFound", "NoSuchBucket"].iter().any(|sign| message.contains(sign)) {
+            return ErrorCode::NotFound;
         }
     }
     code
@@ -366,6 +395,17 @@ mod tests {
         assert!(error.message().ends_with(" done"), "{error}");
         let azure = Error::invalid("abfss://container@account.dfs.core.windows.net/path");
         assert!(azure.message().contains("container@account"), "{azure}");
+    }
+
+    #[test]
+    fn messages_end_without_places_in_upstream_sources() {
+        let error = Error::invalid("no field x, /root/.cargo/lance-14.0.2/src/a.rs:10:2, and on");
+        assert_eq!(error.message(), "no field x, and on");
+        let error = Error::invalid("Failed to get AWS credentials: {\"SecretAccessKey\": \"x\"}");
+        assert!(!error.message().contains("Secret"), "{error}");
+        for other in ["a.rs:1", ", /tmp/a b.rs:1", "of file x.rs: bad"] {
+            assert_eq!(Error::invalid(other).message(), other);
+        }
     }
 
     #[test]

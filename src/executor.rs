@@ -19,9 +19,10 @@ use uuid::Uuid;
 pub use tokio_util::sync::CancellationToken as CancelToken;
 
 use crate::commit::{AbortReport, Outcome};
-use crate::dataset::{Bases, Datasets, Pin};
+use crate::dataset::{Bases, Datasets, Pin, Place, check_options};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::Job;
+use crate::marks::{Marks, Use};
 use crate::operations::{Preparing, Produced, Spec};
 use crate::result::{TaskResult, Versions, WrittenFile, table_schema};
 use crate::task::Task;
@@ -249,10 +250,32 @@ impl Executor {
         Ok(Results { receiver, cancel })
     }
 
+    /// The result of a task that another Lance client executed, from that client's own description of
+    /// what it made: for a write Lance's fragments (`FragmentMetadata`, one or a list), for a compaction
+    /// a `RewriteResult`, for an index the fields of pylance's `Index`. Nothing is written.
+    pub fn adopt(&self, job: &Job, task: &Task, made: &str, call: &Call) -> Result<TaskResult> {
+        if task.job_id != job.id {
+            return Err(Error::invalid(format!(
+                "task {} is of job {}, not of job {}",
+                task.id, task.job_id, job.id
+            )));
+        }
+        let made = serde_json::from_str(made)
+            .map_err(|e| Error::invalid(format!("what another client made is no JSON: {e}")))?;
+        let (started, started_at) = (Instant::now(), now());
+        self.wait(call, |running| async move {
+            let produced = task.work.adopt(&running, task, made).await?;
+            let result = result(task, produced, None, started_at, started);
+            job.state.verify(Some(task), &result)?;
+            Ok(result)
+        })
+        .map_err(|e| e.for_task(&task.id.to_string()))
+    }
+
     /// Commit: verified, exactly once, safe to repeat.
     pub fn commit(&self, job: &Job, results: &[TaskResult], call: &Call) -> Result<Outcome> {
-        // Not under the cancel token once the manifest may be on its way: `commit` looks at it itself.
         self.enter()?;
+        check_options(&call.storage_options)?;
         let running = Running::new(self, call, None);
         self.block_on(crate::commit::commit(&running, job, results))
     }
@@ -305,16 +328,15 @@ impl Executor {
         F: Future<Output = Result<T>> + Send,
     {
         self.enter()?;
+        check_options(&call.storage_options)?;
         let future = f(Running::new(self, call, None));
         self.block_on(call.limit(future))
     }
 
     /// One attempt, on a worker of the pool. Whatever happens becomes a result.
     fn attempt(&self, task: &Task, input: Option<Input>, call: &Call) -> TaskResult {
-        let started = Instant::now();
-        let started_at =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
-        let running = Running::new(self, call, Some(task.id));
+        let (started, started_at) = (Instant::now(), now());
+        let running = Running::new(self, call, Some(task));
         running.event(EventKind::Started, 0, 0, "");
         let run = std::panic::AssertUnwindSafe(|| {
             self.runtime()?.block_on(async {
@@ -349,29 +371,7 @@ impl Executor {
                 )
             }
         };
-        TaskResult {
-            job_id: task.job_id,
-            task_id: task.id,
-            attempt_id: Uuid::new_v4(),
-            operation: task.operation().to_owned(),
-            error,
-            dataset_uri: task.uri.clone(),
-            read_version: task.read_version,
-            payload: produced.payload.to_string(),
-            fragments: produced.fragments,
-            index_segments: produced.index_segments,
-            files: produced.files,
-            rows_in: produced.rows_in,
-            rows_out: produced.rows_out,
-            bytes_read: produced.bytes_read,
-            bytes_written: produced.bytes_written,
-            started_at,
-            elapsed: started.elapsed().as_micros() as i64,
-            peak_memory: crate::process::peak_memory(),
-            host: crate::process::host(),
-            pid: std::process::id(),
-            versions: Versions::current(),
-        }
+        result(task, produced, error, started_at, started)
     }
 
     async fn budgeted(
@@ -380,8 +380,45 @@ impl Executor {
         task: &Task,
         input: Option<Input>,
     ) -> Result<Produced> {
+        check_options(&running.call.storage_options)?;
         let _memory = self.0.budget.take(task.work.memory(running, task)).await?;
         task.work.execute(running, task, input).await
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
+
+fn result(
+    task: &Task,
+    produced: Produced,
+    error: Option<Error>,
+    started_at: i64,
+    started: Instant,
+) -> TaskResult {
+    TaskResult {
+        job_id: task.job_id,
+        task_id: task.id,
+        attempt_id: Uuid::new_v4(),
+        operation: task.operation().to_owned(),
+        error,
+        dataset_uri: task.uri.clone(),
+        read_version: task.read_version,
+        payload: produced.payload.to_string(),
+        fragments: produced.fragments,
+        index_segments: produced.index_segments,
+        files: produced.files,
+        rows_in: produced.rows_in,
+        rows_out: produced.rows_out,
+        bytes_read: produced.bytes_read,
+        bytes_written: produced.bytes_written,
+        started_at,
+        elapsed: started.elapsed().as_micros() as i64,
+        peak_memory: crate::process::peak_memory(),
+        host: crate::process::host(),
+        pid: std::process::id(),
+        versions: Versions::current(),
     }
 }
 
@@ -390,7 +427,7 @@ fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
 }
 
 impl Call {
-    async fn limit<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn limit<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let deadline = async {
             match self.deadline {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -423,16 +460,26 @@ pub(crate) struct Running {
     executor: Executor,
     pub call: Call,
     task_id: Option<Uuid>,
-    written: Arc<Mutex<(Vec<WrittenFile>, Bases)>>,
+    marks: Arc<Marks>,
+    written: Arc<Mutex<Written>>,
     background: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
 }
 
+/// What an attempt has written, so that it can be removed where the attempt fails.
+#[derive(Default, Clone)]
+struct Written {
+    files: Vec<WrittenFile>,
+    /// The bases that the files may be in.
+    bases: Bases,
+}
+
 impl Running {
-    fn new(executor: &Executor, call: &Call, task_id: Option<Uuid>) -> Self {
+    fn new(executor: &Executor, call: &Call, task: Option<&Task>) -> Self {
         Self {
             executor: executor.clone(),
             call: call.clone(),
-            task_id,
+            task_id: task.map(|t| t.id),
+            marks: Marks::new(task.map_or(Uuid::nil(), |t| t.job_id), Use::Attempt),
             written: Arc::default(),
             background: Arc::default(),
         }
@@ -441,6 +488,16 @@ impl Running {
     /// The dataset at a version; opened once per executor, version and storage options.
     pub async fn open(&self, uri: &str, pin: Pin) -> Result<Arc<Dataset>> {
         self.datasets().open(uri, pin, &self.call.storage_options).await
+    }
+
+    /// Where the task's dataset will be; for a job that creates it.
+    pub async fn place(&self, task: &Task) -> Result<Arc<Place>> {
+        self.datasets().place(task.job_id, &task.uri, &self.call.storage_options).await
+    }
+
+    /// Gives the attempt's files their names.
+    pub fn marks(&self) -> &Arc<Marks> {
+        &self.marks
     }
 
     pub fn datasets(&self) -> &Datasets {
@@ -465,12 +522,12 @@ impl Running {
 
     /// Note a file, so that a failed attempt can remove it.
     pub fn wrote(&self, file: WrittenFile) {
-        self.lock().0.push(file);
+        self.lock().files.push(file);
     }
 
     /// The bases that this attempt's files may be in.
     pub fn set_bases(&self, bases: Bases) {
-        self.lock().1 = bases;
+        self.lock().bases = bases;
     }
 
     /// Wait for this before the attempt ends.
@@ -488,22 +545,29 @@ impl Running {
     }
 
     fn written(&self) -> Vec<WrittenFile> {
-        self.lock().0.clone()
+        self.lock().files.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (Vec<WrittenFile>, Bases)> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Written> {
         self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Best effort: what cannot be removed stays listed in the failed result, for `abort`.
+    /// Best effort: `abort` finds what is left by its marked names.
     async fn remove_written(&self, uri: &str) {
-        let (files, bases) = self.lock().clone();
-        if files.is_empty() {
-            return;
-        }
+        let Written { files, bases } = self.lock().clone();
         let options = &self.call.storage_options;
-        if let Ok(left) = self.datasets().remove(uri, options, files, &bases).await {
-            self.lock().0 = left;
+        if !files.is_empty()
+            && let Ok(left) = self.datasets().remove(uri, options, files, &bases).await
+        {
+            self.lock().files = left;
+        }
+        let begun = self.marks.files();
+        if !begun.is_empty()
+            && let Ok((store, _)) = self.datasets().store(uri, options).await
+        {
+            for file in begun {
+                let _ = store.delete(&file).await;
+            }
         }
     }
 }

@@ -33,6 +33,7 @@ pub mod executor;
 #[allow(unsafe_code, clippy::missing_safety_doc)]
 pub mod ffi;
 pub mod job;
+mod marks;
 pub mod operations;
 mod plan;
 mod process;

@@ -1,6 +1,7 @@
 //! Facts about this process and machine, for results and defaults. Zero or empty where unknown.
 
 use std::fs;
+use std::sync::LazyLock;
 
 fn kilobytes(file: &str, key: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
@@ -25,6 +26,15 @@ pub(crate) fn peak_memory() -> u64 {
     kilobytes("/proc/self/status", "VmHWM:").unwrap_or(0)
 }
 
+/// The resident set of this process.
+pub(crate) fn resident_memory() -> u64 {
+    kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0)
+}
+
 pub(crate) fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").map(|s| s.trim().to_owned()).unwrap_or_default()
+    static HOST: LazyLock<String> = LazyLock::new(|| {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname");
+        name.map(|s| s.trim().to_owned()).unwrap_or_default()
+    });
+    HOST.clone()
 }

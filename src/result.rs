@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow_array::builder::{
     BinaryBuilder, ListBuilder, StringBuilder, StructBuilder, UInt32Builder, UInt64Builder,
@@ -15,8 +15,8 @@ use arrow_array::{
     Array, ArrayRef, BinaryArray, DurationMicrosecondArray, Int32Array, ListArray, RecordBatch,
     StringArray, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
-use arrow_buffer::NullBuffer;
-use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow_buffer::{Buffer, NullBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -117,6 +117,21 @@ fn item(data_type: DataType) -> Arc<Field> {
 
 /// The schema of a table of results.
 pub fn table_schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(new_schema);
+    SCHEMA.clone()
+}
+
+/// How each of our own IPC streams of results begins: the message that holds the schema.
+fn ipc_start() -> &'static [u8] {
+    static START: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut bytes = Vec::new();
+        let _ = arrow_ipc::writer::StreamWriter::try_new(&mut bytes, &table_schema());
+        bytes
+    });
+    &START
+}
+
+fn new_schema() -> SchemaRef {
     let field = |name: &str, data_type: DataType| Field::new(name, data_type, false);
     Arc::new(Schema::new(vec![
         field("job_id", DataType::Utf8),
@@ -259,11 +274,8 @@ impl TaskResult {
         std::panic::catch_unwind(|| {
             check_ipc(bytes)
                 .map_err(|why| Error::new(ErrorCode::Decode, format!("result: {why}")))?;
-            let reader =
-                arrow_ipc::reader::StreamReader::try_new(Cursor::new(bytes), None).map_err(bad)?;
             let mut results = Vec::new();
-            for batch in reader {
-                let batch = batch.map_err(bad)?;
+            for batch in batches(bytes).map_err(bad)? {
                 if batch.num_rows() > bytes.len() {
                     return Err(Error::new(ErrorCode::Decode, "result: more rows than bytes"));
                 }
@@ -350,15 +362,51 @@ fn check_ipc(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The columns of a results table, cast to the canonical types.
+/// Most results come one by one, and are of our own schema: reading it anew each time would cost more
+/// than the row.
+fn batches(bytes: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
+    let Some(mut rest) = bytes.strip_prefix(ipc_start()) else {
+        return arrow_ipc::reader::StreamReader::try_new(Cursor::new(bytes), None)?.collect();
+    };
+    let (schema, mut found) = (table_schema(), Vec::new());
+    let damaged = |what: &str| ArrowError::IpcError(what.to_owned());
+    while let Some((head, after)) = rest.split_first_chunk::<8>() {
+        let [.., a, b, c, d] = *head;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        if length == 0 {
+            break;
+        }
+        let (header, after) =
+            after.split_at_checked(length).ok_or_else(|| damaged("a message is cut short"))?;
+        let message = arrow_ipc::root_as_message(header).map_err(|e| damaged(&e.to_string()))?;
+        let batch =
+            message.header_as_record_batch().ok_or_else(|| damaged("a message of another kind"))?;
+        let body = usize::try_from(message.bodyLength()).unwrap_or(usize::MAX);
+        let (body, after) =
+            after.split_at_checked(body).ok_or_else(|| damaged("a message is cut short"))?;
+        found.push(arrow_ipc::reader::read_record_batch(
+            &Buffer::from(body),
+            batch,
+            schema.clone(),
+            &HashMap::new(),
+            None,
+            &message.version(),
+        )?);
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// The columns of a results table, cast to the canonical types and in their order.
 struct Columns {
-    columns: HashMap<String, ArrayRef>,
+    columns: Vec<ArrayRef>,
 }
 
 impl Columns {
     fn new(batch: &RecordBatch) -> Result<Self> {
-        let mut columns = HashMap::new();
-        for field in table_schema().fields() {
+        let schema = table_schema();
+        let mut columns = Vec::with_capacity(schema.fields().len());
+        for field in schema.fields() {
             let column = batch.column_by_name(field.name()).ok_or_else(|| {
                 Error::new(
                     ErrorCode::Decode,
@@ -368,16 +416,24 @@ impl Columns {
                     ),
                 )
             })?;
+            if column.data_type() == field.data_type() {
+                columns.push(column.clone());
+                continue;
+            }
             let column = arrow_cast::cast(column, field.data_type()).map_err(|e| {
                 Error::new(ErrorCode::Decode, format!("results: column {:?}: {e}", field.name()))
             })?;
-            columns.insert(field.name().clone(), column);
+            columns.push(column);
         }
         Ok(Self { columns })
     }
 
     fn column(&self, name: &str) -> &ArrayRef {
-        &self.columns[name]
+        static PLACES: LazyLock<HashMap<String, usize>> = LazyLock::new(|| {
+            let schema = table_schema();
+            schema.fields().iter().enumerate().map(|(i, f)| (f.name().clone(), i)).collect()
+        });
+        &self.columns[PLACES[name]]
     }
 
     fn row(&self, row: usize) -> Result<TaskResult> {

@@ -1,18 +1,19 @@
 //! Abort: delete what attempts that were not committed have written.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use lance::Dataset;
 use lance::index::DatasetIndexExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::at;
 use super::history::History;
-use crate::dataset::{bases_of, data_file_path};
+use super::owned::{FOLDERS, owned};
+use crate::dataset::{Bases, bases_of, data_file_path};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
+use crate::marks::Mark;
 use crate::plan::attempts;
 use crate::result::{TaskResult, WrittenFile};
 
@@ -41,26 +42,51 @@ pub(crate) async fn abort(
     let options = &running.call.storage_options;
     let mut bases = job.state.bases();
     let mut referenced = HashSet::new();
-    let latest = running.datasets().open_latest(&job.uri, options).await?;
-    if let Some(latest) = &latest {
+    let mut transactions = HashSet::new();
+    let history = match History::read(running, job).await {
+        // The dataset is gone, and with it all versions that could need the files.
+        Err(error) if error.code() == ErrorCode::NotFound => None,
+        history => Some(history?),
+    };
+    let latest = history.as_ref().and_then(|h| h.latest().cloned());
+    if let (Some(history), Some(latest)) = (history, &latest) {
         bases.extend(bases_of(latest));
-        let history = History::read(running, job).await?;
         references(latest, &mut referenced).await?;
         for version in history.versions() {
-            references(&at(running, job, version).await?, &mut referenced).await?;
+            references(&history.at(running, job, version).await?, &mut referenced).await?;
         }
         // Files that only the pinned version needs are no task's either.
         if job.read_version > 0
-            && let Ok(pinned) = at(running, job, job.read_version).await
+            && let Ok(pinned) = history.at(running, job, job.read_version).await
         {
             references(&pinned, &mut referenced).await?;
         }
+        transactions = history.transactions;
     }
-    let (kept, doomed): (Vec<_>, Vec<_>) =
+    let in_bases = if job.state.writes_to_bases() { bases.clone() } else { Bases::new() };
+    // What the results do not list: of attempts that were killed, and of commits.
+    let found = owned(running, &job.uri, &in_bases, Mark::of(job.id)).await?;
+    let found: BTreeMap<_, _> = found.into_iter().map(|f| ((f.base, f.path), f.size)).collect();
+    let (kept, mut doomed): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|file| referenced.contains(&reference_key(file)));
-    let sizes = running.datasets().sizes(&job.uri, options, &doomed, &bases).await?;
-    let (doomed, sizes): (Vec<_>, Vec<_>) =
-        doomed.into_iter().zip(sizes).filter_map(|(file, size)| Some((file, size?))).unzip();
+    let unmarked: Vec<_> = doomed
+        .extract_if(.., |file| !found.contains_key(&(file.base, file.path.clone())))
+        .collect();
+    // Made by another Lance client, and adopted; or gone.
+    let sizes = running.datasets().sizes(&job.uri, options, &unmarked, &bases).await?;
+    let mut bytes: u64 = sizes.iter().flatten().sum();
+    doomed = unmarked.into_iter().zip(sizes).filter_map(|(f, size)| size.map(|_| f)).collect();
+    for ((base, path), size) in found {
+        let file = WrittenFile { path, size, base };
+        let needed = match file.path.strip_prefix("_transactions/") {
+            Some(name) => transactions.contains(name),
+            None => referenced.contains(&reference_key(&file)),
+        };
+        if !needed {
+            bytes += size;
+            doomed.push(file);
+        }
+    }
     let folders = folders(&doomed);
     let count = doomed.len();
     let left = running.datasets().remove(&job.uri, options, doomed, &bases).await?;
@@ -75,11 +101,7 @@ pub(crate) async fn abort(
         ));
     }
     remove_empty_folders(&job.uri, folders, latest.is_none());
-    Ok(AbortReport {
-        files_removed: count as u64,
-        bytes_removed: sizes.iter().sum(),
-        kept: kept.len() as u64,
-    })
+    Ok(AbortReport { files_removed: count as u64, bytes_removed: bytes, kept: kept.len() as u64 })
 }
 
 /// A damaged result must not delete what is not a task's.
@@ -138,7 +160,9 @@ fn remove_empty_folders(uri: &str, folders: BTreeSet<String>, and_root: bool) {
         return;
     }
     let root = std::path::Path::new(uri);
-    for folder in folders.into_iter().rev() {
+    // A dataset that was never made may have folders in which nothing was begun.
+    let made = FOLDERS.iter().filter(|_| and_root).map(|f| (*f).to_owned());
+    for folder in folders.into_iter().rev().chain(made) {
         let mut path = root.join(folder);
         while path != root && std::fs::remove_dir(&path).is_ok() {
             path.pop();

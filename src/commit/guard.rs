@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use lance::Dataset;
 use lance_io::object_store::ObjectStore;
@@ -13,16 +14,18 @@ use lance_table::io::commit::{
     CommitError, CommitHandler, ManifestLocation, ManifestNamingScheme, ManifestWriter,
     commit_handler_from_url,
 };
-use object_store::ObjectStore as OSObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectStore as OSObjectStore, PutMode, PutOptions};
 use prost::Message;
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
-use super::history::{Seen, TaskSet, look};
-use crate::dataset::store_params;
+use super::history::{History, Seen, TaskSet, look};
+use crate::dataset::{Datasets, StorageOptions, store_params};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
+use crate::marks::Marks;
 
 /// What may come between the pinned version and the commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +47,18 @@ pub(super) trait BeforeCommit: std::fmt::Debug + Send + Sync {
 }
 
 /// Lance's own handler for the location, with a look before each write.
-#[derive(Debug)]
 pub(super) struct Guard {
     inner: Arc<dyn CommitHandler>,
     hook: Arc<dyn BeforeCommit>,
+    marks: Arc<Marks>,
+    datasets: Datasets,
+    options: StorageOptions,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("inner", &self.inner).field("hook", &self.hook).finish()
+    }
 }
 
 impl Guard {
@@ -55,10 +66,73 @@ impl Guard {
         running: &Running,
         uri: &str,
         hook: Arc<dyn BeforeCommit>,
+        marks: &Arc<Marks>,
     ) -> Result<Arc<Self>> {
         let params = store_params(&running.call.storage_options);
         let inner = commit_handler_from_url(uri, &Some(params)).await?;
-        Ok(Arc::new(Self { inner, hook }))
+        Ok(Arc::new(Self {
+            inner,
+            hook,
+            marks: marks.clone(),
+            datasets: running.datasets().clone(),
+            options: running.call.storage_options.clone(),
+        }))
+    }
+
+    /// A store that takes no notice of the condition of a put would let one writer overwrite another's
+    /// manifest. Ask it once per process: the transaction's file is there, so to create it must fail.
+    async fn check_store(
+        &self,
+        manifest: &Manifest,
+        base_path: &Path,
+        object_store: &ObjectStore,
+    ) -> Result<()> {
+        let Some(file) = &manifest.transaction_file else { return Ok(()) };
+        let local = !object_store.is_cloud() || object_store.scheme().starts_with("file");
+        let key = (object_store.store_prefix.clone(), self.options.clone());
+        if local || self.datasets.conditional(&key) {
+            return Ok(());
+        }
+        let path = base_path.clone().join("_transactions").join(file.as_str());
+        let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+        match object_store.inner.put_opts(&path, Bytes::new().into(), options).await {
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => {
+                self.datasets.set_conditional(key);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(Error::new(
+                ErrorCode::NotSupported,
+                "the object store has no conditional put (it ignores If-None-Match): concurrent commits \
+                 would be lost silently",
+            )),
+        }
+    }
+
+    /// Name files as they were named when they were written.
+    fn rename(&self, manifest: &mut Manifest, indices: &mut Option<Vec<IndexMetadata>>) {
+        if let Some(file) = &mut manifest.transaction_file {
+            *file = self.marks.mark().transaction(file);
+        }
+        for index in indices.iter_mut().flatten() {
+            if let Some(uuid) = self.marks.given(index.uuid) {
+                index.uuid = uuid;
+            }
+        }
+    }
+
+    fn rename_in(&self, transaction: &mut PbTransaction) {
+        use pb::transaction::Operation as Op;
+        let Some(Op::Rewrite(rewrite)) = &mut transaction.operation else { return };
+        for id in rewrite.rewritten_indices.iter_mut().filter_map(|index| index.new_id.as_mut()) {
+            let known = Uuid::from_slice(&id.uuid).ok();
+            if let Some(given) = known.and_then(|uuid| self.marks.given(uuid)) {
+                id.uuid = given.into_bytes().to_vec();
+            }
+        }
     }
 }
 
@@ -85,15 +159,16 @@ impl std::fmt::Debug for Looked {
 }
 
 impl ExactlyOnce {
-    pub async fn new(running: &Running, job: &Job, tasks: TaskSet) -> Result<Arc<Self>> {
-        let options = &running.call.storage_options;
-        let dataset = running.datasets().open_latest(&job.uri, options).await?;
-        Ok(Arc::new(Self {
-            concurrency: job.state.concurrency(),
-            job: job.clone(),
-            tasks,
-            progress: Mutex::new(Looked { dataset, version: job.read_version }),
-        }))
+    /// `tasks` are none that `history` has.
+    pub fn new(job: &Job, tasks: TaskSet, history: &History) -> Arc<Self> {
+        let concurrency = job.state.concurrency();
+        let version = match concurrency {
+            Concurrency::Rebase => history.seen(),
+            Concurrency::Exclusive | Concurrency::Create => job.read_version,
+        };
+        let dataset = history.latest().cloned();
+        let progress = Mutex::new(Looked { dataset, version });
+        Arc::new(Self { concurrency, job: job.clone(), tasks, progress })
     }
 }
 
@@ -175,13 +250,17 @@ impl CommitHandler for Guard {
     async fn commit(
         &self,
         manifest: &mut Manifest,
-        indices: Option<Vec<IndexMetadata>>,
+        mut indices: Option<Vec<IndexMetadata>>,
         base_path: &Path,
         object_store: &ObjectStore,
         manifest_writer: ManifestWriter,
         naming_scheme: ManifestNamingScheme,
-        transaction: Option<Transaction>,
+        mut transaction: Option<Transaction>,
     ) -> std::result::Result<ManifestLocation, CommitError> {
+        self.rename(manifest, &mut indices);
+        if let Some(transaction) = &mut transaction {
+            self.rename_in(&mut transaction.inner);
+        }
         let known = match &transaction {
             Some(transaction) => Ok(transaction.inner.clone()),
             None => read_transaction(manifest, base_path, object_store).await,
@@ -189,6 +268,9 @@ impl CommitHandler for Guard {
         let known = known.map_err(CommitError::OtherError)?;
         self.hook
             .before(manifest, known)
+            .await
+            .map_err(|error| CommitError::OtherError(lance_core::Error::from(error)))?;
+        self.check_store(manifest, base_path, object_store)
             .await
             .map_err(|error| CommitError::OtherError(lance_core::Error::from(error)))?;
         self.inner

@@ -1,6 +1,6 @@
 //! What of a job the dataset's versions carry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
 use futures::{StreamExt, TryStreamExt};
@@ -8,10 +8,11 @@ use lance::Dataset;
 use lance::dataset::transaction::{Operation, Transaction};
 use uuid::Uuid;
 
-use crate::dataset::not_found;
+use crate::dataset::{Pin, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
+use crate::marks::Mark;
 
 /// Transaction property: the id of the job.
 pub(super) const JOB: &str = "lance_tasks.job";
@@ -95,13 +96,22 @@ pub(super) struct Part {
 /// The commits of one job among the versions of its dataset.
 pub(super) struct History {
     parts: Vec<Part>,
+    /// Names of the transaction files of all versions looked at, under the job's mark.
+    pub transactions: HashSet<String>,
     /// Versions up to here have been looked at.
     seen: u64,
+    /// The newest version at the last look; `None` = there was no dataset.
+    latest: Option<Dataset>,
 }
 
 impl History {
     pub async fn read(running: &Running, job: &Job) -> Result<Self> {
-        let mut history = Self { parts: Vec::new(), seen: job.read_version };
+        let mut history = Self {
+            parts: Vec::new(),
+            transactions: HashSet::new(),
+            seen: job.read_version,
+            latest: None,
+        };
         history.refresh(running, job).await?;
         Ok(history)
     }
@@ -125,8 +135,49 @@ impl History {
         }
         // A job that creates the dataset makes version 1 and no other.
         let newest = if job.read_version == 0 { newest.min(1) } else { newest };
-        self.parts.extend(scan(&latest, job, self.seen + 1, newest).await?);
+        let mark = Mark::of(job.id);
+        for (version, transaction) in scan(&latest, job, self.seen + 1, newest).await? {
+            if let Ok(uuid) = Uuid::parse_str(&transaction.uuid) {
+                let name = format!("{}-{}.txn", transaction.read_version, mark.uuid(uuid));
+                self.transactions.insert(name);
+            }
+            self.parts.extend(part(job, version, &transaction));
+        }
         self.seen = self.seen.max(newest);
+        self.latest = Some(latest);
+        Ok(())
+    }
+
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    pub fn latest(&self) -> Option<&Dataset> {
+        self.latest.as_ref()
+    }
+
+    /// A version of the dataset, opened only where it is not the newest.
+    pub async fn at(&self, running: &Running, job: &Job, version: u64) -> Result<Dataset> {
+        if let Some(latest) = self.latest.as_ref().filter(|l| l.manifest.version == version) {
+            return Ok(latest.clone());
+        }
+        // Not from the cache: it may be of an earlier dataset at the same place.
+        let pin = Pin { version, timestamp: 0 };
+        running.datasets().open_uncached(&job.uri, pin, &running.call.storage_options).await
+    }
+
+    /// The version that the job was prepared on must be there, and be the one it was.
+    pub async fn check_pin(&self, running: &Running, job: &Job) -> Result<()> {
+        if job.read_version == 0
+            || self.latest.as_ref().is_some_and(|latest| Pin::of(latest) == job.pin())
+        {
+            return Ok(());
+        }
+        // Opened anew: what this process has in its cache may have been removed since.
+        running
+            .datasets()
+            .open_uncached(&job.uri, job.pin(), &running.call.storage_options)
+            .await?;
         Ok(())
     }
 
@@ -168,17 +219,21 @@ impl History {
     }
 }
 
-/// The job's commits in a range of versions, every one of which must still be there.
-async fn scan(dataset: &Dataset, job: &Job, first: u64, last: u64) -> Result<Vec<Part>> {
-    let parts: Vec<Option<Part>> = futures::stream::iter(first..=last)
+/// The transactions of a range of versions, every one of which must still be there.
+async fn scan(
+    dataset: &Dataset,
+    job: &Job,
+    first: u64,
+    last: u64,
+) -> Result<Vec<(u64, Transaction)>> {
+    let found: Vec<Option<(u64, Transaction)>> = futures::stream::iter(first..=last)
         .map(|version| async move {
-            let transaction = read(dataset, &job.uri, version).await?;
-            Ok::<_, Error>(transaction.and_then(|t| part(job, version, &t)))
+            Ok::<_, Error>(read(dataset, &job.uri, version).await?.map(|t| (version, t)))
         })
         .buffered(16)
         .try_collect()
         .await?;
-    Ok(parts.into_iter().flatten().collect())
+    Ok(found.into_iter().flatten().collect())
 }
 
 async fn read(dataset: &Dataset, uri: &str, version: u64) -> Result<Option<Transaction>> {

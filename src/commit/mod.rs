@@ -7,10 +7,11 @@
 mod abort;
 mod guard;
 mod history;
+mod owned;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lance::Dataset;
 use lance::dataset::CommitBuilder;
@@ -19,10 +20,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::dataset::{Pin, bases_of, not_found, store_params};
+use crate::dataset::{bases_of, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
+use crate::marks::{Marks, Use};
 use crate::operations::Metrics;
 use crate::plan::{attempts, plan};
 use crate::result::{TaskResult, WrittenFile};
@@ -34,6 +36,9 @@ use abort::{reference_key, references};
 pub(crate) use guard::Concurrency;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
+
+/// How often a commit is tried against others that come in between.
+const TRIES: u32 = 3;
 
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +73,7 @@ pub(crate) struct Committing<'a> {
     pub running: &'a Running,
     job: &'a Job,
     guard: Arc<Guard>,
+    marks: Arc<Marks>,
     /// Names this call's try. Not derived from the job: Lance names its transaction file by it, and the
     /// loser of two committers of one job removes its own file.
     commit_id: Uuid,
@@ -86,7 +92,7 @@ impl Committing<'_> {
         let options = &self.running.call.storage_options;
         self.running
             .datasets()
-            .open_guarded(&self.job.uri, options, self.guard.clone())
+            .open_guarded(&self.job.uri, options, self.guard.clone(), &self.marks)
             .await?
             .ok_or_else(|| not_found(&self.job.uri))
     }
@@ -98,12 +104,13 @@ impl Committing<'_> {
         F: Future<Output = lance::Result<()>>,
     {
         let hook = Arc::new(Capture::default());
-        let guard = Guard::new(self.running, &self.job.uri, hook.clone()).await?;
+        let marks = &self.marks;
+        let guard = Guard::new(self.running, &self.job.uri, hook.clone(), marks).await?;
         let options = &self.running.call.storage_options;
         let dataset = self
             .running
             .datasets()
-            .open_guarded(&self.job.uri, options, guard)
+            .open_guarded(&self.job.uri, options, guard, marks)
             .await?
             .ok_or_else(|| not_found(&self.job.uri))?;
         let outcome = f(dataset).await;
@@ -140,11 +147,15 @@ impl Committing<'_> {
             .transaction_properties(Some(Arc::new(properties)))
             .build();
         let options = &self.running.call.storage_options;
+        let place;
         let builder = match self.job.read_version {
-            0 => CommitBuilder::new(self.job.uri.as_str())
-                .with_store_params(store_params(options))
-                .with_session(self.running.datasets().session())
-                .with_commit_handler(self.guard.clone()),
+            0 => {
+                place = self.running.datasets().place(self.job.id, &self.job.uri, options).await?;
+                CommitBuilder::new(place.uri.as_str())
+                    .with_store_params(place.params.clone())
+                    .with_session(self.running.datasets().session())
+                    .with_commit_handler(self.guard.clone())
+            }
             _ => CommitBuilder::new(Arc::new(self.dataset().await?)),
         };
         let timeout = self.running.call.deadline.map(|at| {
@@ -170,30 +181,15 @@ pub(crate) async fn commit(
     job: &Job,
     results: &[TaskResult],
 ) -> Result<Outcome> {
-    running.call.check()?;
-    let mut history = History::read(running, job).await?;
-    if history.complete() {
-        return outcome(running, job, &history, Default::default(), true, true).await;
-    }
-    check_pin(running, job).await?;
-    let winners = winners(running, job, results).await?;
-    if !winners.complete && !running.call.partial {
-        return Err(Error::internal("an incomplete set of results was not refused"));
-    }
-    let todo: Vec<_> =
-        winners.results.into_iter().filter(|(index, _)| !history.committed(*index)).collect();
-    if let Err(error) = check_files(running, job, &todo).await {
-        // Another committer of this job may have been quicker, and the files are the dataset's now.
-        history.refresh(running, job).await?;
-        if todo.is_empty() || !todo.iter().all(|(index, _)| history.committed(*index)) {
-            return Err(error);
+    let call = &running.call;
+    let (mut history, todo, complete) = match call.limit(ready(running, job, results)).await? {
+        Ready::Before(history, complete) => {
+            let outcome = outcome(running, job, &history, Default::default(), true, complete);
+            return call.limit(outcome).await;
         }
-        return outcome(running, job, &history, Default::default(), true, winners.complete).await;
-    }
-    if todo.is_empty() && history.any() {
-        return outcome(running, job, &history, Default::default(), true, winners.complete).await;
-    }
-    let whole = winners.complete && !history.any();
+        Ready::Todo(history, todo, complete) => (history, todo, complete),
+    };
+    let whole = complete && !history.any();
     let size = job.state.batch_size().unwrap_or(usize::MAX).max(1);
     let batches: Vec<&[(u32, TaskResult)]> =
         if todo.is_empty() { vec![&[]] } else { todo.chunks(size).collect() };
@@ -207,7 +203,7 @@ pub(crate) async fn commit(
             batch.iter().map(|(index, _)| *index).collect()
         };
         match commit_batch(running, job, &mut history, batch, tasks).await? {
-            Some(applied) if applied.nothing => return nothing(running, job).await,
+            Some(applied) if applied.nothing => return call.limit(nothing(running, job)).await,
             Some(applied) => {
                 already = false;
                 for (name, value) in applied.metrics {
@@ -218,10 +214,64 @@ pub(crate) async fn commit(
             None => {}
         }
     }
-    outcome(running, job, &history, metrics, already, winners.complete).await
+    let outcome = outcome(running, job, &history, metrics, already, complete);
+    grace(running, outcome).await.map_err(|e| {
+        e.with_code(ErrorCode::CommitUnknown)
+            .context("committed, but what came of it could not be read back; commit again")
+    })
 }
 
-/// Commit some tasks; `None` where they turn out to be committed already.
+/// What a commit finds before it writes anything.
+enum Ready {
+    /// The job, or all that its results cover, is committed; and whether that is all of the job.
+    Before(History, bool),
+    /// Results to be committed, by their places in the plan.
+    Todo(History, Vec<(u32, TaskResult)>, bool),
+}
+
+async fn ready(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Ready> {
+    let mut history = History::read(running, job).await?;
+    if history.complete() {
+        return Ok(Ready::Before(history, true));
+    }
+    history.check_pin(running, job).await?;
+    let Winners { results, complete } = winners(running, job, results).await?;
+    if !complete && !running.call.partial {
+        return Err(Error::internal("an incomplete set of results was not refused"));
+    }
+    let mut todo: Vec<_> =
+        results.into_iter().filter(|(index, _)| !history.committed(*index)).collect();
+    while let Err(error) = check_files(running, job, &history, &todo).await {
+        // Another committer of this job may have been quicker, and the files are the dataset's now.
+        let before = todo.len();
+        history.refresh(running, job).await?;
+        todo.retain(|(index, _)| !history.committed(*index));
+        if todo.len() == before {
+            return Err(error);
+        }
+    }
+    if todo.is_empty() && history.any() {
+        return Ok(Ready::Before(history, complete));
+    }
+    Ok(Ready::Todo(history, todo, complete))
+}
+
+/// After the manifest may have been written, a deadline does not keep from looking whether it was; a
+/// store that stalls does.
+async fn grace<T>(running: &Running, future: impl Future<Output = Result<T>>) -> Result<T> {
+    const LOOK: Duration = Duration::from_secs(5);
+    let limit = match running.call.deadline {
+        None if !running.call.cancel.is_cancelled() => return future.await,
+        None => LOOK,
+        Some(at) => at.saturating_duration_since(Instant::now()).max(LOOK),
+    };
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorCode::DeadlineExceeded, "the store did not answer in time"))
+    })
+}
+
+/// As [`try_batch`], again where another commit came in between: what makes that impossible is found
+/// before anything is written.
 async fn commit_batch(
     running: &Running,
     job: &Job,
@@ -229,14 +279,33 @@ async fn commit_batch(
     batch: &[(u32, TaskResult)],
     tasks: TaskSet,
 ) -> Result<Option<Applied>> {
-    let commit_id = Uuid::new_v4();
-    let once = ExactlyOnce::new(running, job, tasks.clone()).await?;
-    let guard = Guard::new(running, &job.uri, once).await?;
-    let cx = Committing { running, job, guard, commit_id, tasks: tasks.clone(), history };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_batch(running, job, history, batch, tasks.clone()).await {
+            Err(error) if error.code() == ErrorCode::RetryableConflict && tries < TRIES => {}
+            done => return done,
+        }
+    }
+}
+
+/// Commit some tasks; `None` where they turn out to be committed already.
+async fn try_batch(
+    running: &Running,
+    job: &Job,
+    history: &mut History,
+    batch: &[(u32, TaskResult)],
+    tasks: TaskSet,
+) -> Result<Option<Applied>> {
+    let marks = Marks::new(job.id, Use::Commit);
+    let commit_id = marks.mark().new_uuid();
+    let once = ExactlyOnce::new(job, tasks.clone(), history);
+    let guard = Guard::new(running, &job.uri, once, &marks).await?;
+    let cx = Committing { running, job, guard, marks, commit_id, tasks: tasks.clone(), history };
     let results: Vec<TaskResult> = batch.iter().map(|(_, r)| r.clone()).collect();
-    let applied = job.state.commit(&cx, job, &results).await;
+    let applied = running.call.limit(job.state.commit(&cx, job, &results)).await;
     // Whatever was answered, what counts is what the history says now.
-    let reread = history.refresh(running, job).await;
+    let reread = grace(running, history.refresh(running, job)).await;
     match applied {
         Ok(applied) if applied.nothing => Ok(Some(applied)),
         Ok(applied) => {
@@ -254,8 +323,10 @@ async fn commit_batch(
             if reread.is_ok() && history.contains(&tasks) {
                 return Ok(None);
             }
-            let unknown =
-                matches!(error.code(), ErrorCode::CommitUnknown | ErrorCode::DeadlineExceeded);
+            let unknown = matches!(
+                error.code(),
+                ErrorCode::CommitUnknown | ErrorCode::DeadlineExceeded | ErrorCode::Cancelled
+            );
             // Two jobs that create the same dataset: to the second, Lance says that it exists.
             let error = match error.code() {
                 ErrorCode::AlreadyExists => error.with_code(ErrorCode::Conflict),
@@ -281,7 +352,7 @@ async fn outcome(
     complete: bool,
 ) -> Result<Outcome> {
     let part = history.last().ok_or_else(|| Error::internal("a commit without a version"))?;
-    let dataset = at(running, job, part.version).await?;
+    let dataset = history.at(running, job, part.version).await?;
     let rows = dataset.count_rows(None).await?;
     Ok(Outcome {
         job_id: job.id,
@@ -294,12 +365,6 @@ async fn outcome(
         metrics,
         transaction_id: part.transaction_id.clone(),
     })
-}
-
-/// A version by its number, not from the cache: it may be of an earlier dataset at the same place.
-async fn at(running: &Running, job: &Job, version: u64) -> Result<Dataset> {
-    let pin = Pin { version, timestamp: 0 };
-    running.datasets().open_uncached(&job.uri, pin, &running.call.storage_options).await
 }
 
 /// The outcome of a job that had nothing to do.
@@ -376,24 +441,19 @@ fn winner(job: &Job, task: Option<&Task>, attempts: &[&TaskResult]) -> Result<Ta
     Ok((*first).clone())
 }
 
-/// The version that the job was prepared on must be there, and be the one it was.
-async fn check_pin(running: &Running, job: &Job) -> Result<()> {
-    if job.read_version == 0 {
-        return Ok(());
-    }
-    // Opened anew: what this process has in its cache may have been removed since.
-    running.datasets().open_uncached(&job.uri, job.pin(), &running.call.storage_options).await?;
-    Ok(())
-}
-
 /// Everything that the manifest will refer to must be there (an abort, or a cleanup, may have been
 /// quicker), and be new.
-async fn check_files(running: &Running, job: &Job, todo: &[(u32, TaskResult)]) -> Result<()> {
+async fn check_files(
+    running: &Running,
+    job: &Job,
+    history: &History,
+    todo: &[(u32, TaskResult)],
+) -> Result<()> {
     let options = &running.call.storage_options;
     let files: Vec<WrittenFile> = todo.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
     let mut taken = HashSet::new();
-    if let Some(latest) = running.datasets().open_latest(&job.uri, options).await? {
-        references(&latest, &mut taken).await?;
+    if let Some(latest) = history.latest() {
+        references(latest, &mut taken).await?;
     }
     for file in &files {
         let key = reference_key(file);

@@ -16,6 +16,15 @@ pub(crate) fn size_lance_pool(threads: usize) {
     });
 }
 
+/// Give memory that is free back to the system; glibc keeps what lies between blocks in use.
+pub(crate) fn trim_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no pointers, and locks each arena itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// This build needs x86-64-v3. Where the loader runs this on an older CPU, say so and stop, instead of
 /// dying of SIGILL somewhere later.
 #[cfg(all(target_arch = "x86_64", target_os = "linux", target_feature = "avx2"))]

@@ -2,7 +2,6 @@
 //! carries its options from the plan to the commit, and its tasks to other machines.
 
 use std::collections::BTreeMap;
-use std::num::NonZero;
 use std::sync::Arc;
 
 use lance::Dataset;
@@ -12,18 +11,17 @@ use lance::dataset::optimize::{
     RewriteResult, TaskData, commit_compaction, plan_compaction,
 };
 use lance_file::version::LanceFileVersion;
-use lance_io::utils::CachedFileSize;
 use lance_table::format::Fragment;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
+use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 use crate::commit::{Applied, Committing};
-use crate::dataset::{Bases, Pin, bases_of, normalize, not_found};
+use crate::dataset::{Pin, bases_of, normalize, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
-use crate::operations::write::{check_data_files, written_files};
+use crate::operations::write::{check_data_files, state_sizes, written_files};
 use crate::result::TaskResult;
 use crate::task::Task;
 
@@ -286,32 +284,26 @@ impl Operation for Compact {
         }
         let dataset = cx.open(&task.uri, task.pin()).await?;
         let fragments = fragments(&dataset, &work.fragments)?;
-        let rows_in = fragments.iter().map(live_rows).sum();
-        let bytes_read = fragments.iter().flat_map(written_sizes).sum();
         let lance_task = CompactionTask {
             task: TaskData { fragments },
             read_version: task.read_version,
             options: work.options.lance(Default::default())?,
         };
-        let mut result = lance_task.execute(&dataset).await?;
-        let bases = bases_of(&dataset);
-        state_sizes(cx, task, &mut result.new_fragments, &bases).await?;
-        let files: Vec<_> =
-            result.new_fragments.iter().flat_map(|f| written_files(f, &bases)).collect();
-        Ok(Produced {
-            fragments: result
-                .new_fragments
-                .iter()
-                .map(serde_json::to_string)
-                .collect::<Result<_, _>>()?,
-            rows_in,
-            rows_out: result.new_fragments.iter().map(live_rows).sum(),
-            bytes_read,
-            bytes_written: files.iter().map(|f| f.size).sum(),
-            files,
-            payload: serde_json::to_value(&result)?,
-            ..Default::default()
-        })
+        let marked = cx.marks().dataset(&dataset).await?;
+        let mut result: RewriteResult = lance_task.execute(&marked).await?;
+        cx.marks().mark().fragments(&mut result.new_fragments);
+        produced(cx, task, &dataset, result).await
+    }
+
+    async fn adopt(
+        cx: &Running,
+        task: &Task,
+        work: &CompactWork,
+        made: serde_json::Value,
+    ) -> Result<Produced> {
+        let dataset = cx.open(&task.uri, task.pin()).await?;
+        fragments(&dataset, &work.fragments)?;
+        produced(cx, task, &dataset, described("rewrite (Lance's RewriteResult)", made)?).await
     }
 
     fn verify(
@@ -392,6 +384,29 @@ impl Operation for Compact {
     }
 }
 
+async fn produced(
+    cx: &Running,
+    task: &Task,
+    dataset: &Dataset,
+    mut rewrite: RewriteResult,
+) -> Result<Produced> {
+    let bases = bases_of(dataset);
+    // Binary copies come without.
+    state_sizes(cx, &task.uri, &mut rewrite.new_fragments, &bases).await?;
+    let new = &rewrite.new_fragments;
+    let files: Vec<_> = new.iter().flat_map(|f| written_files(f, &bases)).collect();
+    Ok(Produced {
+        fragments: new.iter().map(serde_json::to_string).collect::<Result<_, _>>()?,
+        rows_in: rewrite.original_fragments.iter().map(live_rows).sum(),
+        rows_out: new.iter().map(live_rows).sum(),
+        bytes_read: rewrite.original_fragments.iter().flat_map(written_sizes).sum(),
+        bytes_written: files.iter().map(|f| f.size).sum(),
+        files,
+        payload: serde_json::to_value(&rewrite)?,
+        ..Default::default()
+    })
+}
+
 /// Options given by the dataset's configuration become the job's own.
 fn pinned(mut options: Options, resolved: &CompactionOptions) -> Options {
     let defaults = CompactionOptions::default();
@@ -433,26 +448,6 @@ fn pinned(mut options: Options, resolved: &CompactionOptions) -> Options {
         });
     }
     options
-}
-
-/// Binary copies come without their sizes, which the commit and every reader would look up one by one.
-async fn state_sizes(
-    cx: &Running,
-    task: &Task,
-    fragments: &mut [Fragment],
-    bases: &Bases,
-) -> Result<()> {
-    let unknown: Vec<_> =
-        fragments.iter().flat_map(|f| written_files(f, bases)).filter(|f| f.size == 0).collect();
-    let options = &cx.call.storage_options;
-    let mut sizes = cx.datasets().sizes(&task.uri, options, &unknown, bases).await?.into_iter();
-    for file in fragments.iter_mut().flat_map(|f| &mut f.files) {
-        if file.file_size_bytes.get().is_none() {
-            let size = sizes.next().flatten().and_then(NonZero::new);
-            file.file_size_bytes = CachedFileSize::new(size.map_or(0, u64::from));
-        }
-    }
-    Ok(())
 }
 
 /// Refuse before ids are reserved and indexes are remapped what Lance would refuse after.

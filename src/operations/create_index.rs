@@ -9,15 +9,15 @@ use lance::index::DatasetIndexExt;
 use lance_index::IndexType;
 use lance_index::progress::IndexBuildProgress;
 use lance_index::scalar::ScalarIndexParams;
-use lance_table::format::{IndexMetadata, pb};
+use lance_table::format::{IndexFile, IndexMetadata, pb};
 use prost::Message;
 use roaring::RoaringBitmap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
-use crate::codec::Json;
+use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
+use crate::codec::{Blob, Json};
 use crate::commit::{Applied, Committing};
 use crate::dataset::{Pin, normalize, not_found};
 use crate::error::{Error, ErrorCode, Result};
@@ -246,9 +246,9 @@ impl Operation for CreateIndex {
         if let Some(given) = &build.params {
             params = params.with_params(&given.0);
         }
-        let mut dataset = dataset.as_ref().clone();
+        let mut dataset = cx.marks().dataset(&dataset).await?;
         // The name may exist: whether it may be replaced was decided at prepare.
-        let index = dataset
+        let mut index = dataset
             .create_index_builder(&[&build.column], build.kind.lance(), &params)
             .name(build.name.clone())
             .replace(true)
@@ -256,25 +256,20 @@ impl Operation for CreateIndex {
             .progress(Arc::new(Stages(cx.clone())))
             .execute_uncommitted()
             .await?;
-        let files: Vec<WrittenFile> = index
-            .files
-            .iter()
-            .flatten()
-            .map(|file| WrittenFile {
-                path: format!("_indices/{}/{}", index.uuid, file.path),
-                size: file.size_bytes,
-                base: None,
-            })
-            .collect();
-        Ok(Produced {
-            payload: json!({ "uuid": index.uuid, "name": index.name }),
-            index_segments: vec![pb::IndexMetadata::from(&index).encode_to_vec()],
-            rows_in: task.estimated_rows,
-            rows_out: task.estimated_rows,
-            bytes_written: files.iter().map(|f| f.size).sum(),
-            files,
-            ..Default::default()
-        })
+        if let Some(uuid) = cx.marks().given(index.uuid) {
+            index.uuid = uuid;
+        }
+        Ok(produced(task, &index))
+    }
+
+    async fn adopt(
+        _cx: &Running,
+        task: &Task,
+        _work: &CreateIndexWork,
+        made: serde_json::Value,
+    ) -> Result<Produced> {
+        let segment: Described = described("index segment (pylance's Index)", made)?;
+        Ok(produced(task, &segment.into()))
     }
 
     fn verify(
@@ -340,10 +335,11 @@ impl Operation for CreateIndex {
                 dataset.commit_existing_index_segments(&name, &column, segments).await
             })
             .await?;
+        let there = fragment_bitmap(&live);
         let covered: RoaringBitmap = match &transaction.operation {
             LanceOperation::CreateIndex { new_indices, .. } => new_indices
                 .iter()
-                .filter_map(|i| i.effective_fragment_bitmap(&fragment_bitmap(&live)))
+                .filter_map(|i| i.effective_fragment_bitmap(&there))
                 .fold(Default::default(), |a, b| a | b),
             other => {
                 return Err(Error::internal(format!("an index commit became {}", other.name())));
@@ -351,6 +347,16 @@ impl Operation for CreateIndex {
         };
         let rows_covered =
             chosen(&live, None).filter(|(id, _)| covered.contains(*id)).map(|(_, rows)| rows).sum();
+        if covered.is_empty() && !planned.is_empty() {
+            return Err(Error::new(
+                ErrorCode::RetryableConflict,
+                format!(
+                    "index {:?}: other commits have replaced all of its fragments since version {}; \
+                     prepare the job again",
+                    state.build.name, job.read_version
+                ),
+            ));
+        }
         let properties = cx.properties(state.transaction_properties.as_ref());
         cx.apply(transaction.operation, transaction.read_version, properties, |builder| builder)
             .await?;
@@ -365,6 +371,79 @@ impl Operation for CreateIndex {
             ]),
             nothing: false,
         })
+    }
+}
+
+fn produced(task: &Task, index: &IndexMetadata) -> Produced {
+    let files: Vec<WrittenFile> = index
+        .files
+        .iter()
+        .flatten()
+        .map(|file| WrittenFile {
+            path: format!("_indices/{}/{}", index.uuid, file.path),
+            size: file.size_bytes,
+            base: None,
+        })
+        .collect();
+    Produced {
+        payload: json!({ "uuid": index.uuid, "name": index.name }),
+        index_segments: vec![pb::IndexMetadata::from(index).encode_to_vec()],
+        rows_in: task.estimated_rows,
+        rows_out: task.estimated_rows,
+        bytes_written: files.iter().map(|f| f.size).sum(),
+        files,
+        ..Default::default()
+    }
+}
+
+/// A segment by the fields of pylance's `lance.dataset.Index`.
+#[derive(Deserialize)]
+struct Described {
+    uuid: uuid::Uuid,
+    name: String,
+    fields: Vec<i32>,
+    dataset_version: u64,
+    fragment_ids: Vec<u32>,
+    index_version: i32,
+    created_at: Option<chrono::DateTime<chrono::Utc>>,
+    files: Vec<DescribedFile>,
+    index_details: Option<DescribedDetails>,
+    #[serde(default)]
+    covering_fields: Vec<i32>,
+}
+
+#[derive(Deserialize)]
+struct DescribedFile {
+    path: String,
+    size_bytes: u64,
+}
+
+/// The details' type and their bytes in Base64.
+#[derive(Deserialize)]
+struct DescribedDetails(String, Blob);
+
+impl From<Described> for IndexMetadata {
+    fn from(d: Described) -> Self {
+        Self {
+            uuid: d.uuid,
+            fields: d.fields,
+            covering_fields: d.covering_fields,
+            name: d.name,
+            dataset_version: d.dataset_version,
+            fragment_bitmap: Some(d.fragment_ids.into_iter().collect()),
+            index_details: d.index_details.map(|DescribedDetails(type_url, Blob(value))| {
+                Arc::new(prost_types::Any { type_url, value })
+            }),
+            index_version: d.index_version,
+            created_at: d.created_at,
+            base_id: None,
+            files: Some(
+                d.files
+                    .into_iter()
+                    .map(|f| IndexFile { path: f.path, size_bytes: f.size_bytes })
+                    .collect(),
+            ),
+        }
     }
 }
 

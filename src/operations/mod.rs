@@ -70,6 +70,15 @@ pub(crate) trait Operation {
         input: Option<Input>,
     ) -> impl Future<Output = Result<Produced>> + Send;
 
+    /// The result of a task that another Lance client executed, from that client's own description of
+    /// what it made (JSON). Writes nothing; the result is verified like any other.
+    fn adopt(
+        cx: &Running,
+        task: &Task,
+        work: &Self::Work,
+        made: Value,
+    ) -> impl Future<Output = Result<Produced>> + Send;
+
     /// Check one result against the task that it is of.
     fn verify(
         state: &Self::State,
@@ -105,6 +114,11 @@ pub(crate) trait Operation {
     /// Bases that the job itself registers, beside those of the dataset.
     fn bases(_state: &Self::State) -> Bases {
         Bases::new()
+    }
+
+    /// Whether tasks write to those, and to the dataset's.
+    fn writes_to_bases(_state: &Self::State) -> bool {
+        false
     }
 
     /// For jobs whose tasks the caller names: check that the set of winners is what was stated, and
@@ -145,6 +159,20 @@ pub(crate) struct Produced {
     pub rows_out: u64,
     pub bytes_read: u64,
     pub bytes_written: u64,
+}
+
+/// A description that another Lance client gave, decoded.
+pub(crate) fn described<T: DeserializeOwned>(what: &str, made: Value) -> Result<T> {
+    // pylance hands out some of them as text.
+    let made = match made {
+        Value::String(text) => serde_json::from_str(&text).map_err(|e| wrong(what, &e))?,
+        made => made,
+    };
+    serde_json::from_value(made).map_err(|e| wrong(what, &e))
+}
+
+fn wrong(what: &str, error: &serde_json::Error) -> Error {
+    Error::invalid(format!("what another client made is no {what}: {error}"))
 }
 
 pub(crate) type Metrics = BTreeMap<String, u64>;
@@ -228,6 +256,10 @@ macro_rules! operations {
                 match self { $(Self::$variant(state) => <$operation>::bases(state)),* }
             }
 
+            pub(crate) fn writes_to_bases(&self) -> bool {
+                match self { $(Self::$variant(state) => <$operation>::writes_to_bases(state)),* }
+            }
+
             pub(crate) fn batch_size(&self) -> Option<usize> {
                 match self { $(Self::$variant(state) => <$operation>::batch_size(state)),* }
             }
@@ -301,6 +333,10 @@ macro_rules! operations {
                 input: Option<Input>,
             ) -> Result<Produced> {
                 match self { $(Self::$variant(work) => <$operation>::execute(cx, task, work, input).await),* }
+            }
+
+            pub(crate) async fn adopt(&self, cx: &Running, task: &Task, made: Value) -> Result<Produced> {
+                match self { $(Self::$variant(work) => <$operation>::adopt(cx, task, work, made).await),* }
             }
         }
     };

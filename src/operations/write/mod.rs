@@ -5,8 +5,10 @@ mod input;
 mod sink;
 mod source;
 mod spec;
+mod staging;
 
 use std::collections::HashSet;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
@@ -15,25 +17,28 @@ use lance::dataset::transaction::Operation as LanceOperation;
 use lance::dataset::{ExternalBlobMode, WriteMode, WriteParams};
 use lance::{Dataset, datatypes::Schema as LanceSchema};
 use lance_file::version::LanceFileVersion;
+use lance_io::utils::CachedFileSize;
 use lance_table::format::{BasePath, Fragment};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
+use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 use crate::codec::Blob;
 use crate::commit::{Applied, Committing, Concurrency};
 use crate::dataset::{Bases, Pin, bases_of, normalize, not_found, store_params};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
+use crate::marks::through_store;
 use crate::result::TaskResult;
 use crate::task::Task;
 use align::Aligner;
-use sink::Sink;
 pub(crate) use sink::written_files;
+use sink::{Sink, Target};
 use source::{Batches, Piece, Reading, Source};
 pub use spec::{AutoCleanup, Base, Format, Mode, SourceSpec, WriteSpec};
+use staging::Staging;
 
 pub(crate) struct Write;
 
@@ -146,6 +151,10 @@ impl Shared {
         targets.iter().map(id).collect::<Result<_>>().map(Some)
     }
 
+    fn writes_to_bases(&self) -> bool {
+        self.target_bases.is_some() || self.target_all_bases.is_some()
+    }
+
     fn params(&self, running: &Running) -> Result<WriteParams> {
         let store = store_params(&running.call.storage_options);
         Ok(WriteParams {
@@ -246,7 +255,7 @@ impl Operation for Write {
     }
 
     fn memory(cx: &Running, _task: &Task, _work: &WriteWork) -> u64 {
-        cx.memory_share().clamp(MIN_MEMORY, WAITING + ENCODING)
+        cx.memory_share().clamp(MIN_MEMORY, MAX_MEMORY)
     }
 
     async fn execute(
@@ -273,7 +282,10 @@ impl Operation for Write {
             }
         };
         let dataset = match task.read_version {
-            0 => None,
+            // Another attempt's commit may have made it: this one is late, and does no harm.
+            0 => {
+                cx.datasets().open_latest(&task.uri, &cx.call.storage_options).await?.map(Arc::new)
+            }
             _ => Some(cx.open(&task.uri, task.pin()).await?),
         };
         let mut bases = work.shared.bases();
@@ -288,22 +300,51 @@ impl Operation for Write {
         let memory = Self::memory(cx, task, work);
         let mut params = work.shared.params(cx)?;
         params.target_bases = work.shared.targets(&task.uri, &bases)?;
+        if task.read_version == 0 && dataset.is_some() {
+            params.mode = WriteMode::Overwrite;
+            params.initial_bases = None;
+        }
         if let Some(targets) = &mut params.target_bases
             && !targets.is_empty()
         {
             let turn = task.index as usize % targets.len();
             targets.rotate_left(turn);
         }
-        let sink = Sink {
-            running: cx,
-            uri: &task.uri,
-            dataset,
-            params,
-            bases,
-            expected,
-            memory: memory.saturating_sub(ENCODING).max(memory / 2),
+        // Elsewhere a store stands between Lance and its files, and gives them the job's names.
+        let staging = Staging::of(&task.uri, cx.marks().mark())
+            .filter(|_| !work.shared.writes_to_bases())
+            .map(Arc::new);
+        let target = match (dataset, &staging) {
+            (Some(dataset), Some(staging)) => {
+                params.target_bases = Some(vec![Staging::BASE]);
+                Target::Dataset(Arc::new(staging.dataset(&dataset)))
+            }
+            (None, Some(staging)) => {
+                params.target_bases = Some(vec![Staging::BASE]);
+                params.initial_bases.get_or_insert_default().push(staging.base());
+                Target::New(task.uri.clone())
+            }
+            (Some(dataset), None) => {
+                if work.shared.writes_to_bases() {
+                    params.store_params = Some(cx.place(task).await?.params.clone());
+                }
+                Target::Dataset(Arc::new(cx.marks().dataset(&dataset).await?))
+            }
+            (None, None) => {
+                let place = cx.place(task).await?;
+                params.store_params = Some(place.params.clone());
+                for base in params.initial_bases.iter_mut().flatten() {
+                    base.path = through_store(&base.path);
+                }
+                Target::New(place.uri.clone())
+            }
         };
-        let written = sink.write(schema, batches).await?;
+        let sink = Sink { running: cx, target, staging, params, bases, expected, memory };
+        let written = sink.write(schema, batches).await.map_err(|e| match e.code() {
+            // The dataset came into being meanwhile.
+            ErrorCode::AlreadyExists => e.with_code(ErrorCode::Io),
+            _ => e,
+        })?;
         let expected_rows = task.estimated_rows;
         if let Rows::Pieces { pieces, .. } = &work.rows
             && pieces.iter().all(|p| p.file.rows.is_some())
@@ -314,26 +355,29 @@ impl Operation for Write {
                 format!("the sources gave {} rows, {expected_rows} were planned", written.rows_in),
             ));
         }
-        let files: Vec<_> =
-            written.fragments.iter().flat_map(|f| written_files(f, &sink.bases)).collect();
-        let partition = match &work.rows {
-            Rows::Partition(name) => Some(name),
-            Rows::Pieces { .. } => None,
+        produced(work, &written.fragments, &sink.bases, written.rows_in, written.bytes_in)
+    }
+
+    async fn adopt(
+        cx: &Running,
+        task: &Task,
+        work: &WriteWork,
+        made: serde_json::Value,
+    ) -> Result<Produced> {
+        let mut fragments = match made {
+            serde_json::Value::Array(many) => many
+                .into_iter()
+                .map(|one| described("fragment (Lance's FragmentMetadata)", one))
+                .collect::<Result<Vec<Fragment>>>()?,
+            one => vec![described("fragment (Lance's FragmentMetadata)", one)?],
         };
-        Ok(Produced {
-            payload: json!({ "partition": partition }),
-            fragments: written
-                .fragments
-                .iter()
-                .map(serde_json::to_string)
-                .collect::<Result<_, _>>()?,
-            rows_in: written.rows_in,
-            rows_out: written.rows_in,
-            bytes_read: written.bytes_in,
-            bytes_written: files.iter().map(|f| f.size).sum(),
-            files,
-            ..Default::default()
-        })
+        let mut bases = work.shared.bases();
+        if task.read_version > 0 {
+            bases.extend(bases_of(cx.open(&task.uri, task.pin()).await?.as_ref()));
+        }
+        state_sizes(cx, &task.uri, &mut fragments, &bases).await?;
+        let rows = fragments.iter().map(|f| f.physical_rows.unwrap_or(0) as u64).sum();
+        produced(work, &fragments, &bases, rows, 0)
     }
 
     fn verify(
@@ -415,6 +459,10 @@ impl Operation for Write {
         state.shared.bases()
     }
 
+    fn writes_to_bases(state: &WriteState) -> bool {
+        state.shared.writes_to_bases()
+    }
+
     async fn commit(
         cx: &Committing<'_>,
         job: &Job,
@@ -462,12 +510,55 @@ impl Operation for Write {
     }
 }
 
-/// Batches that may wait for a writer, where the budget allows.
-const WAITING: u64 = 1 << 30;
+fn produced(
+    work: &WriteWork,
+    fragments: &[Fragment],
+    bases: &Bases,
+    rows: u64,
+    bytes_read: u64,
+) -> Result<Produced> {
+    let files: Vec<_> = fragments.iter().flat_map(|f| written_files(f, bases)).collect();
+    let partition = match &work.rows {
+        Rows::Partition(name) => Some(name),
+        Rows::Pieces { .. } => None,
+    };
+    Ok(Produced {
+        payload: json!({ "partition": partition }),
+        fragments: fragments.iter().map(serde_json::to_string).collect::<Result<_, _>>()?,
+        rows_in: rows,
+        rows_out: rows,
+        bytes_read,
+        bytes_written: files.iter().map(|f| f.size).sum(),
+        files,
+        ..Default::default()
+    })
+}
+
+/// Fill in sizes that the writer did not state: the commit and every reader would look them up one by
+/// one.
+pub(super) async fn state_sizes(
+    cx: &Running,
+    uri: &str,
+    fragments: &mut [Fragment],
+    bases: &Bases,
+) -> Result<()> {
+    let unknown: Vec<_> =
+        fragments.iter().flat_map(|f| written_files(f, bases)).filter(|f| f.size == 0).collect();
+    let options = &cx.call.storage_options;
+    let mut sizes = cx.datasets().sizes(uri, options, &unknown, bases).await?.into_iter();
+    for file in fragments.iter_mut().flat_map(|f| &mut f.files) {
+        if file.file_size_bytes.get().is_none() {
+            let size = sizes.next().flatten().and_then(NonZero::new);
+            file.file_size_bytes = CachedFileSize::new(size.map_or(0, u64::from));
+        }
+    }
+    Ok(())
+}
+
+/// More memory makes nothing faster.
+const MAX_MEMORY: u64 = 1 << 30;
 /// Less memory makes no progress.
 const MIN_MEMORY: u64 = 8 << 20;
-/// What Lance's writers hold beside: pages being filled, uploads under way.
-const ENCODING: u64 = 64 << 20;
 
 fn partition_work(state: &WriteState, partition: &str) -> NewWork<WriteWork> {
     NewWork {

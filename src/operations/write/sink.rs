@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::source::Batches;
+use super::staging::Staging;
 use crate::dataset::{Bases, data_file_path};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{EventKind, Running};
@@ -31,21 +32,31 @@ use crate::result::WrittenFile;
 /// Rows are handed on in slices of at most this many bytes, so that a limit in bytes holds for one huge
 /// batch too.
 const SLICE: u64 = 8 << 20;
+/// What Lance's writer of one file holds beside the batches: pages being filled, uploads under way.
+const WRITER: u64 = 48 << 20;
 /// The unit in which waiting bytes are counted.
 const UNIT: u64 = 64 << 10;
 
 /// Where and how a task writes.
 pub(super) struct Sink<'a> {
     pub running: &'a Running,
-    pub uri: &'a str,
-    /// `None` where the job creates the dataset.
-    pub dataset: Option<Arc<Dataset>>,
+    pub target: Target,
+    /// Where the files are until they are whole, on a local disk.
+    pub staging: Option<Arc<Staging>>,
     pub params: WriteParams,
     pub bases: Bases,
     /// The schema with the field ids that the commit will give it; `None` for append.
     pub expected: Option<LanceSchema>,
-    /// Bytes of batches that may wait.
+    /// Bytes that the task may hold.
     pub memory: u64,
+}
+
+/// Where the files go, under the job's marked names.
+#[derive(Clone)]
+pub(super) enum Target {
+    Dataset(Arc<Dataset>),
+    /// The job creates the dataset, here.
+    New(String),
 }
 
 #[derive(Debug, Default)]
@@ -70,8 +81,10 @@ impl Sink<'_> {
     pub async fn write(&self, schema: SchemaRef, mut batches: Batches) -> Result<Written> {
         let max_rows = self.params.max_rows_per_file as u64;
         let max_bytes = self.params.max_bytes_per_file as u64;
-        let writers = self.running.threads().clamp(1, 8);
-        let units = (self.memory / UNIT).clamp(1, u32::MAX as u64) as u32;
+        let affordable = (self.memory / 2 / WRITER) as usize;
+        let writers = self.running.threads().min(8).min(affordable).max(1);
+        let waiting = self.memory.saturating_sub(writers as u64 * WRITER).max(self.memory / 2);
+        let units = (waiting / UNIT).clamp(1, u32::MAX as u64) as u32;
         let memory = Arc::new(Semaphore::new(units as usize));
         let progress = Arc::new(Progress::default());
         // Writers are not aborted: a file that becomes whole in that moment would be nobody's.
@@ -82,6 +95,7 @@ impl Sink<'_> {
         let mut written = Written::default();
         let mut cap = Cap::new(max_bytes);
         let fragile = fragile_columns(&schema);
+        let mut trimmer = Trimmer::new(self.memory);
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let bytes = size(&batch);
@@ -114,7 +128,7 @@ impl Sink<'_> {
                             "{take} rows from row {} on take {weight} bytes, the task may hold {}; hand \
                              in smaller batches or raise memory_budget",
                             written.rows_in - rows + at,
-                            self.memory
+                            waiting
                         ),
                     ));
                 }
@@ -144,6 +158,7 @@ impl Sink<'_> {
                     self.finish(&mut files, &mut written, &mut cap).await?;
                 }
             }
+            trimmer.passed(bytes).await;
             self.running.event(
                 EventKind::Advanced,
                 progress.rows.load(Ordering::Relaxed),
@@ -189,8 +204,7 @@ impl Sink<'_> {
     /// One file's writer, on the runtime; `nth` of this task.
     fn start(&self, writer: Writer, nth: usize) -> JoinHandle<Result<Vec<Fragment>>> {
         let Writer { schema, receiver, progress, stop } = writer;
-        let dataset = self.dataset.clone();
-        let uri = self.uri.to_owned();
+        let (target, staging) = (self.target.clone(), self.staging.clone());
         let expected = self.expected.clone();
         let (running, all_bases) = (self.running.clone(), self.bases.clone());
         let mut params = self.params.clone();
@@ -231,15 +245,15 @@ impl Sink<'_> {
             );
             let stream: SendableRecordBatchStream =
                 Box::pin(RecordBatchStreamAdapter::new(schema, stream));
-            let destination = match dataset {
-                Some(dataset) => WriteDestination::Dataset(dataset),
-                None => WriteDestination::Uri(&uri),
+            let destination = match &target {
+                Target::Dataset(dataset) => WriteDestination::Dataset(dataset.clone()),
+                Target::New(uri) => WriteDestination::Uri(uri),
             };
             let transaction = InsertBuilder::new(destination)
                 .with_params(&params)
                 .execute_uncommitted_stream(stream)
                 .await?;
-            let fragments = match transaction.operation {
+            let mut fragments = match transaction.operation {
                 Operation::Append { fragments } => fragments,
                 Operation::Overwrite { fragments, schema, .. } => {
                     check_schema(&schema, expected.as_ref())?;
@@ -249,6 +263,10 @@ impl Sink<'_> {
                     return Err(Error::internal(format!("a write became {}", other.name())));
                 }
             };
+            match staging {
+                Some(staging) => staging.publish(&mut fragments)?,
+                None => running.marks().mark().fragments(&mut fragments),
+            }
             // Where Lance fails it removes what it wrote itself.
             for file in fragments.iter().flat_map(|f| written_files(f, &all_bases)) {
                 running.wrote(file);
@@ -305,6 +323,31 @@ struct StopOnDrop(Arc<AtomicBool>);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Blocks of all sizes come and go, and the allocator would keep several times what is in use: where the
+/// process has grown beyond the task's share, what is free is given back now and then.
+struct Trimmer {
+    memory: u64,
+    limit: u64,
+    passed: u64,
+}
+
+impl Trimmer {
+    fn new(memory: u64) -> Self {
+        Self { memory, limit: crate::process::resident_memory() + memory, passed: 0 }
+    }
+
+    async fn passed(&mut self, bytes: u64) {
+        self.passed += bytes;
+        if self.passed < self.memory / 4 {
+            return;
+        }
+        self.passed = 0;
+        if crate::process::resident_memory() > self.limit {
+            let _ = tokio::task::spawn_blocking(crate::ffi::process::trim_memory).await;
+        }
     }
 }
 

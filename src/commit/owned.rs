@@ -1,0 +1,99 @@
+//! The files of a job, found by its mark in their names: also those of processes that were killed.
+
+use std::path::Path as LocalPath;
+
+use futures::TryStreamExt;
+
+use crate::dataset::{Bases, local_folder};
+use crate::error::{Error, ErrorCode, Result};
+use crate::executor::Running;
+use crate::marks::Mark;
+use crate::result::WrittenFile;
+
+/// Where tasks and commits write, below a dataset's root.
+pub(super) const FOLDERS: [&str; 4] = ["data", "_indices", "_transactions", "_versions"];
+
+/// Everything under the dataset's location, and under `bases`, that has the job's mark. One listing of
+/// the folders: a request per thousand files on an object store.
+pub(super) async fn owned(
+    running: &Running,
+    uri: &str,
+    bases: &Bases,
+    mark: Mark,
+) -> Result<Vec<WrittenFile>> {
+    let mut files = Vec::new();
+    for folder in FOLDERS {
+        list(running, uri, folder, None, mark, &mut files).await?;
+    }
+    for (id, base) in bases {
+        let folder = if base.is_dataset_root { "data" } else { "" };
+        list(running, &base.path, folder, Some(*id), mark, &mut files).await?;
+    }
+    Ok(files)
+}
+
+async fn list(
+    running: &Running,
+    location: &str,
+    folder: &str,
+    base: Option<u32>,
+    mark: Mark,
+    into: &mut Vec<WrittenFile>,
+) -> Result<()> {
+    if let Some(root) = local_folder(location) {
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        return walk(&root.join(folder), &prefix, base, Some(mark), into)
+            .map_err(|e| Error::new(ErrorCode::Io, format!("{location}/{folder}: {e}")));
+    }
+    let (store, root) = running.datasets().store(location, &running.call.storage_options).await?;
+    let start = if folder.is_empty() { root.clone() } else { root.clone().join(folder) };
+    let mut found = store.inner.list(Some(&start));
+    loop {
+        let meta = match found.try_next().await {
+            Ok(Some(meta)) => meta,
+            Ok(None) | Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(Error::from(lance::Error::from(error)).context(location)),
+        };
+        let name = meta.location.prefix_match(&start).and_then(|mut parts| parts.next());
+        if !name.is_some_and(|name| mark.owns(name.as_ref())) {
+            continue;
+        }
+        if let Some(path) = meta.location.as_ref().strip_prefix(root.as_ref()) {
+            let path = path.trim_start_matches('/').to_owned();
+            into.push(WrittenFile { path, size: meta.size, base });
+        }
+    }
+}
+
+/// By the file system: the store hides files that are being written.
+fn walk(
+    folder: &LocalPath,
+    prefix: &str,
+    base: Option<u32>,
+    mark: Option<Mark>,
+    into: &mut Vec<WrittenFile>,
+) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if mark.is_some_and(|mark| !mark.owns(name)) {
+            continue;
+        }
+        match entry.metadata() {
+            Ok(meta) if meta.is_dir() => {
+                walk(&entry.path(), &format!("{prefix}{name}/"), base, None, into)?;
+            }
+            Ok(meta) => {
+                into.push(WrittenFile { path: format!("{prefix}{name}"), size: meta.len(), base });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
