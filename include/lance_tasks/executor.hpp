@@ -362,6 +362,20 @@ public:
         return execute(task, nullptr, options);
     }
 
+    /// The result of a task that another Lance client executed, from that client's own description
+    /// (JSON) of what it made. Writes nothing.
+    [[nodiscard]] Result adopt(const Job& job, const Task& task, std::string_view made,
+                               const CallOptions& options = {}) const {
+        ResultTable result;
+        LanceTasksError* error = nullptr;
+        const auto call = options.c_options();
+        detail::check(lance_tasks_adopt(get(), detail::u8(job.bytes()), job.bytes().size(),
+                                        detail::u8(task.bytes()), task.bytes().size(),
+                                        detail::u8(made), made.size(), &call, result.out(), &error),
+                      error);
+        return std::move(*result.next());
+    }
+
     /// Execute tasks on the executor's threads. Returns at once; a failed task is a `Result` that is
     /// not `ok()`.
     [[nodiscard]] ResultTable execute_all(const std::vector<Task>& tasks,

@@ -534,6 +534,32 @@ LanceTasksStatus lance_tasks_execute_all(const struct LanceTasksExecutor *execut
                                          struct LanceTasksError **out_error);
 
 /**
+ * The result of a task that another Lance client executed: what it made goes into the job's commit
+ * like the result of an attempt. Nothing is written.
+ *
+ * # Parameters
+ * `job`, `task`: in either encoding. `made`: JSON, that client's own description of what it made: for a
+ * write Lance's fragments (pylance's `FragmentMetadata.to_json`, one or an array), for a compaction a
+ * `RewriteResult`, for an index the fields of pylance's `Index` (`index_details` as an array of its
+ * type and its bytes in Base64). `out_result`: a place for a stream; receives one result row.
+ * # Returns
+ * `LANCE_TASKS_OK`; `LANCE_TASKS_INVALID_ARGUMENT` for what is no such description;
+ * `LANCE_TASKS_VERIFICATION` where it is not what the task asks for.
+ * # Memory and lifetimes
+ * The caller releases `out_result` by its own `release`. Thread-safe.
+ */
+LanceTasksStatus lance_tasks_adopt(const struct LanceTasksExecutor *executor,
+                                   const uint8_t *job,
+                                   size_t job_len,
+                                   const uint8_t *task,
+                                   size_t task_len,
+                                   const uint8_t *made,
+                                   size_t made_len,
+                                   const struct LanceTasksCallOptions *options,
+                                   struct ArrowArrayStream *out_result,
+                                   struct LanceTasksError **out_error);
+
+/**
  * Commit the job: verified, exactly once, safe to repeat.
  *
  * # Parameters

@@ -50,7 +50,7 @@ from .executor import Executor, set_default_executor
 from .loop import run
 from .results import ResultIterator
 from .tables import Table, results_table, tasks_table
-from .verbs import abort, commit, execute, execute_all, plan, prepare
+from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ __all__ = [
     "Write",
     "__version__",
     "abort",
+    "adopt",
     "commit",
     "execute",
     "execute_all",

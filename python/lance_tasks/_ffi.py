@@ -117,6 +117,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rows_to_table": (c_int32, (*_TEXT, c_void_p, c_void_p)),
     "prepare": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
     "plan": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "adopt": (
+        c_int32,
+        (c_void_p, *_TEXT, *_TEXT, *_TEXT, c_void_p, c_void_p, c_void_p),
+    ),
     "execute": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
     "execute_all": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
     "commit": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),

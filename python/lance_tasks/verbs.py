@@ -148,6 +148,43 @@ def result_of(table: _ffi.OutStream) -> Result:
     return Result._trusted(row.take() or b"")
 
 
+def adopt(
+    job: Job | bytes | str,
+    task: Task | bytes | str,
+    made: Any,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    executor: Executor | None = None,
+) -> Result:
+    """The result of a task that another Lance client executed.
+
+    It goes into `commit` like the result of `execute`. Nothing is written; the files that `made`
+    names are the job's from now on: `abort` deletes them.
+
+    Args:
+        job: of `prepare`, or its bytes or JSON.
+        task: the task that the client stood in for.
+        made: what it made, as pylance gives it: for a write its `FragmentMetadata`, one or a list;
+            for a compaction the `RewriteResult`; for an index the `Index` of
+            `create_index_uncommitted`. Or the JSON of these.
+
+    Raises:
+        InvalidArgumentError: `made` is no such thing.
+        VerificationError: it is not what the task asks for.
+    """
+    from ._foreign import described
+
+    executor = usable(executor)
+    whole, part = _bytes_of(job, Job, "job"), _bytes_of(task, Task, "task")
+    text = described(made)
+    table = _ffi.OutStream()
+    call = Call(storage_options, timeout)
+    arguments = (whole, len(whole), part, len(part), text, len(text))
+    call.run(_ffi.lib().adopt, executor, *arguments, call, table)
+    return result_of(table)
+
+
 def execute_all(
     tasks: Iterable[Task | bytes] | Any,
     *,
@@ -232,7 +269,8 @@ def abort(
 
     Args:
         job: of `prepare`, or its bytes or JSON.
-        results: as for `plan`; the files they list are what is deleted.
+        results: as for `plan`. Files of attempts that left no result, because their process was
+            killed, are found by the job's mark in their names.
 
     Raises:
         HistoryGoneError: an earlier commit cannot be ruled out; nothing is deleted.

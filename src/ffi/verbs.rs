@@ -173,6 +173,45 @@ pub unsafe extern "C" fn lance_tasks_execute_all(
     })
 }
 
+/// The result of a task that another Lance client executed: what it made goes into the job's commit
+/// like the result of an attempt. Nothing is written.
+///
+/// # Parameters
+/// `job`, `task`: in either encoding. `made`: JSON, that client's own description of what it made: for a
+/// write Lance's fragments (pylance's `FragmentMetadata.to_json`, one or an array), for a compaction a
+/// `RewriteResult`, for an index the fields of pylance's `Index` (`index_details` as an array of its
+/// type and its bytes in Base64). `out_result`: a place for a stream; receives one result row.
+/// # Returns
+/// `LANCE_TASKS_OK`; `LANCE_TASKS_INVALID_ARGUMENT` for what is no such description;
+/// `LANCE_TASKS_VERIFICATION` where it is not what the task asks for.
+/// # Memory and lifetimes
+/// The caller releases `out_result` by its own `release`. Thread-safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lance_tasks_adopt(
+    executor: *const LanceTasksExecutor,
+    job: *const u8,
+    job_len: usize,
+    task: *const u8,
+    task_len: usize,
+    made: *const u8,
+    made_len: usize,
+    options: *const LanceTasksCallOptions,
+    out_result: *mut FFI_ArrowArrayStream,
+    out_error: *mut *mut LanceTasksError,
+) -> LanceTasksStatus {
+    // SAFETY: by the header's contract, here and below.
+    let call = unsafe { call(options) };
+    guard_executor("lance_tasks_adopt", executor, out_error, |executor| {
+        let place = unsafe { out("out_result", out_result) }?;
+        let job = Job::decode(unsafe { bytes("job", job, job_len) }?)?;
+        let task = Task::decode(unsafe { bytes("task", task, task_len) }?)?;
+        let made = unsafe { text("made", made, made_len) }?;
+        let result = executor.executor.adopt(&job, &task, made, &call?)?;
+        place.write(export_batch(TaskResult::to_table(&[result])?));
+        Ok(())
+    })
+}
+
 /// Commit the job: verified, exactly once, safe to repeat.
 ///
 /// # Parameters

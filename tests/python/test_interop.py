@@ -16,7 +16,6 @@ from lance.optimize import Compaction, RewriteResult
 from schemas import random_table
 from support import (
     assert_same,
-    edit_result,
     execute_partitions,
     finish,
     fragment_rows,
@@ -99,22 +98,83 @@ def test_pylance_commits_index_segments(uri: str) -> None:
 # Tasks work on what pylance made
 
 
-def test_tasks_of_pylance_fragments(uri: str) -> None:
-    """Fragments written by pylance's own write_fragments go through our commit."""
+def test_commit_of_fragments_that_pylance_wrote(uri: str) -> None:
+    """One worker is ours, one is pylance's; one commit takes both, once."""
     make_dataset(uri, rows=100)
     job = lt.prepare(lt.Write(uri, mode="append"), schema=numbers(0).schema)
-    (ours,) = execute_partitions(job, {"0": numbers(50, 100)})
-    (theirs,) = write_fragments(numbers(50, 100), uri)
-    path = "data/" + theirs.files[0].path
-    size = (Path(uri) / path).stat().st_size
-    swapped = edit_result(
-        ours,
-        fragments=[json.dumps(theirs.to_json())],
-        files=[{"path": path, "size": size, "base": None}],
-        bytes_written=size,
-    )
-    lt.commit(job, [swapped])
-    assert_same(read(uri), numbers(150))
+    ours = lt.execute(job.task("0"), numbers(50, 100))
+    theirs = lt.adopt(job, job.task("1"), write_fragments(numbers(70, 150), uri))
+    assert theirs.rows_out == 70
+    outcome = lt.commit(job, [theirs, ours])
+    assert_same(read(uri), numbers(220))
+    assert lt.commit(job, [theirs, ours]).version == outcome.version
+    lance.dataset(uri).validate()
+
+
+def test_create_of_fragments_that_pylance_wrote(uri: str) -> None:
+    job = lt.prepare(lt.Write(uri), schema=numbers(0).schema)
+    (fragment,) = write_fragments(numbers(30), uri)
+    lt.commit(job, [lt.adopt(job, job.task("0"), json.dumps(fragment.to_json()))])
+    assert_same(read(uri), numbers(30))
+
+
+def test_commit_of_a_compaction_that_pylance_ran(uri: str) -> None:
+    dataset = make_dataset(uri)
+    dataset.delete("id % 50 = 7")
+    dataset.create_scalar_index("id", "BTREE")
+    before = read(uri)
+    job = lt.prepare(lt.Compact(uri, target_rows_per_fragment=300))
+    theirs = Compaction.plan(lance.dataset(uri), {"target_rows_per_fragment": 300}).tasks
+    tasks = lt.plan(job)
+    assert len(theirs) == len(tasks) > 1
+    results = [
+        lt.adopt(job, task, other.execute(lance.dataset(uri)))
+        for task, other in zip(tasks, theirs, strict=True)
+    ]
+    assert lt.plan(job, results) == []
+    outcome = lt.commit(job, results)
+    assert outcome.metrics["fragments_removed"] == 12
+    assert_same(read(uri), before)
+    check_index_answers(lance.dataset(uri), "id", ["id = 600", "id < 120"])
+
+
+def test_commit_of_index_segments_that_pylance_built(uri: str) -> None:
+    make_dataset(uri)
+    job = lt.prepare(lt.CreateIndex(uri, column="id", index_type="BTREE", num_segments=3))
+    results = []
+    for number, task in enumerate(lt.plan(job)):
+        fragments = json.loads(task.to_json())["task"]["work"]["create_index"]["fragments"]
+        dataset = lance.dataset(uri)
+        if number == 1:
+            results.append(lt.execute(task))
+            continue
+        segment = dataset.create_index_uncommitted(
+            "id", "BTREE", name="id_idx", fragment_ids=fragments
+        )
+        results.append(lt.adopt(job, task, segment))
+    lt.commit(job, results)
+    check_index_answers(lance.dataset(uri), "id", ["id = 600", "id < 120"])
+
+
+def test_adopting_what_is_not_the_tasks(uri: str) -> None:
+    make_dataset(uri)
+    job = lt.prepare(lt.Compact(uri, target_rows_per_fragment=300))
+    first, second = lt.plan(job)[:2]
+    theirs = Compaction.plan(lance.dataset(uri), {"target_rows_per_fragment": 300}).tasks
+    rewrite = theirs[0].execute(lance.dataset(uri))
+    with pytest.raises(lt.VerificationError, match="fragments"):
+        lt.adopt(job, second, rewrite)
+    with pytest.raises(lt.InvalidArgumentError, match="RewriteResult"):
+        lt.adopt(job, first, {"nonsense": 1})
+    with pytest.raises(lt.InvalidArgumentError, match="JSON"):
+        lt.adopt(job, first, "{")
+    other = lt.prepare(lt.Compact(uri, target_rows_per_fragment=300))
+    with pytest.raises(lt.InvalidArgumentError, match="of job"):
+        lt.adopt(other, first, rewrite)
+    append = lt.prepare(lt.Write(uri, mode="append"), schema=numbers(0).schema)
+    (fragment,) = write_fragments(numbers(10).append_column("x", pa.array(range(10))), uri + "-2")
+    with pytest.raises(lt.VerificationError, match="field ids"):
+        lt.adopt(append, append.task("0"), fragment)
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.1", "2.2"])
