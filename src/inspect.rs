@@ -173,6 +173,10 @@ pub async fn dataset(
     details: &Details,
 ) -> Result<DatasetShape> {
     let uri = normalize("uri", uri)?;
+    // To the store, a file in the place of a folder is a failure of its own.
+    if std::path::Path::new(&uri).is_file() {
+        return Err(not_found(&uri));
+    }
     let dataset = open(&uri, storage_options, details.at.as_deref()).await?;
     let fragments = fragment_rows(&dataset).await?;
     let tags: BTreeMap<String, u64> =
@@ -223,8 +227,10 @@ async fn open(
         }
         (error, None) => Error::from(error).context(format!("dataset {uri}")),
         (error, Some(at)) => {
+            let no_tag = matches!(error, lance::Error::RefNotFound { .. });
             let error = Error::from(error);
             let error = match error.code() {
+                _ if no_tag => error.with_code(ErrorCode::NotFound),
                 ErrorCode::VersionGone => error.with_code(ErrorCode::NotFound),
                 _ => error,
             };

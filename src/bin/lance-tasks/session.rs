@@ -135,7 +135,7 @@ impl Session {
     /// An error as a failure; a cancellation by a signal is one that may be taken up again.
     pub fn failure(&self, error: Error) -> Box<Failure> {
         match (error.code(), self.signal()) {
-            (ErrorCode::Cancelled, Some(signal)) => Failure::stopped(signal, "nothing was changed"),
+            (ErrorCode::Cancelled, Some(signal)) => Failure::stopped(signal, "start it again"),
             _ => error.into(),
         }
     }

@@ -18,6 +18,7 @@ use crate::verbs;
 struct Shorthand {
     operation: &'static str,
     command: &'static str,
+    /// Empty: what the spec says of itself.
     about: &'static str,
     /// The option whose values are the arguments, in the place of the dataset, which is then `--to`.
     arguments: Option<&'static str>,
@@ -59,7 +60,7 @@ fn all() -> impl Iterator<Item = Shorthand> {
             None => Shorthand {
                 operation,
                 command: Names::new(operation, operation).long,
-                about: "Run the operation, and commit",
+                about: "",
                 arguments: None,
                 renamed: &[],
             },
@@ -77,13 +78,29 @@ pub fn dispatch(name: &str, globals: &Globals, matches: &ArgMatches) -> Option<O
     Some(shorthand.run(globals, matches))
 }
 
+const TAKEN: &[&str] = &[
+    "help",
+    "jobs",
+    "json",
+    "memory_budget",
+    "quiet",
+    "retries",
+    "set",
+    "spec",
+    "spool",
+    "spool_storage_options",
+    "storage_options",
+    "timeout",
+    "to",
+];
 const HEADING: &str = "Options of the operation";
 const HEADING_ITEMS: &str = "Options of every source";
 
 impl Shorthand {
     fn command(&self) -> Command {
         let options = Options::of(self.operation);
-        let mut command = Command::new(self.command).about(self.about).after_help(
+        let about = if self.about.is_empty() { options.about.clone() } else { self.about.into() };
+        let mut command = Command::new(self.command).about(about).after_help(
             "Every option of the operation is a flag, with - or _; --spec and --set say the same in \
              JSON, and --set goes over flags, flags over --spec.",
         );
@@ -133,7 +150,8 @@ impl Shorthand {
     }
 
     fn flag(&self, option: &str) -> Option<Names> {
-        if option == "uri" || self.arguments == Some(option) {
+        // What other flags are called can be said by --set only.
+        if option == "uri" || self.arguments == Some(option) || TAKEN.contains(&option) {
             return None;
         }
         let renamed = self.renamed.iter().find(|(of, _)| *of == option);
@@ -266,4 +284,27 @@ fn clean_up(session: &Session, spool: &Spool, mut failure: Box<Failure>) -> Box<
         .into(),
     );
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_operation_has_a_command_without_clashes() {
+        let command = crate::Cli::command().subcommands(commands());
+        let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        assert!(all().all(|shorthand| names.contains(&shorthand.command)), "{names:?}");
+        command.debug_assert();
+    }
+
+    #[test]
+    fn sources_with_and_without_options() {
+        let mut options = Map::new();
+        assert_eq!(item("a.csv", &options), json!("a.csv"));
+        options.insert("delimiter".into(), ";".into());
+        assert_eq!(item("a.csv", &options), json!({ "uri": "a.csv", "delimiter": ";" }));
+    }
 }

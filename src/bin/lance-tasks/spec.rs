@@ -1,6 +1,8 @@
 //! Specs from flags: every option that the JSON Schema of an operation's spec knows is a flag, so that
 //! an operation needs no line here.
 
+use std::sync::OnceLock;
+
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use lance_tasks::{Descriptor, Error, Result, Spec};
@@ -23,34 +25,42 @@ enum Kind {
 /// An operation's options, as flags.
 pub struct Options {
     operation: &'static str,
+    /// What it does.
+    pub about: String,
     options: Vec<(String, Kind, String)>,
 }
 
 impl Options {
     pub fn of(operation: &'static str) -> Self {
-        let schema = lance_tasks::schema::json_schema();
-        let spec = specs(&schema).find(|spec| {
-            spec.pointer("/properties/operation/const").and_then(Value::as_str) == Some(operation)
-        });
-        Self { operation, options: spec.map(|spec| properties(&schema, spec)).unwrap_or_default() }
+        match spec_of(operation) {
+            Some(spec) => Self::in_object(operation, spec),
+            None => Self { operation, about: String::new(), options: Vec::new() },
+        }
     }
 
     /// The options of what an option is a list of: `sources` of a write.
     pub fn of_items(&self, option: &str) -> Self {
-        let schema = lance_tasks::schema::json_schema();
-        let items = specs(&schema)
-            .filter(|spec| {
-                spec.pointer("/properties/operation/const").and_then(Value::as_str)
-                    == Some(self.operation)
-            })
-            .filter_map(|spec| {
-                let items = resolve(&schema, spec.pointer(&format!("/properties/{option}/items"))?);
-                let object = items["anyOf"].as_array().into_iter().flatten();
-                object.map(|item| resolve(&schema, item)).find(|i| i["type"] == "object")
-            })
-            .next();
-        let options = items.map(|items| properties(&schema, items)).unwrap_or_default();
-        Self { operation: self.operation, options }
+        let items = spec_of(self.operation)
+            .and_then(|spec| spec.pointer(&format!("/properties/{option}/items")))
+            .and_then(|items| {
+                let choices = resolve(items)["anyOf"].as_array()?;
+                choices.iter().map(resolve).find(|choice| choice["type"] == "object")
+            });
+        match items {
+            Some(items) => Self::in_object(self.operation, items),
+            None => Self { operation: self.operation, about: String::new(), options: Vec::new() },
+        }
+    }
+
+    fn in_object(operation: &'static str, object: &'static Value) -> Self {
+        let text =
+            |value: &Value| value["description"].as_str().unwrap_or_default().replace('\n', " ");
+        let properties = object["properties"].as_object().into_iter().flatten();
+        let options = properties
+            .filter(|(name, _)| *name != "operation")
+            .map(|(name, property)| (name.clone(), Kind::of(property), text(property)))
+            .collect();
+        Self { operation, about: text(object), options }
     }
 
     /// The flags, named by `flag`; options that it gives no name have none.
@@ -138,53 +148,48 @@ fn leak(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
 }
 
-fn specs(schema: &Value) -> impl Iterator<Item = &Value> {
-    let references = schema["$defs"]["spec"]["oneOf"].as_array().into_iter().flatten();
-    references.map(|reference| resolve(schema, reference))
+fn schema() -> &'static Value {
+    static SCHEMA: OnceLock<Value> = OnceLock::new();
+    SCHEMA.get_or_init(lance_tasks::schema::json_schema)
+}
+
+fn spec_of(operation: &str) -> Option<&'static Value> {
+    let specs = schema()["$defs"]["spec"]["oneOf"].as_array()?;
+    specs.iter().map(resolve).find(|spec| spec["properties"]["operation"]["const"] == operation)
 }
 
 /// Follow `$ref`, and look through `anyOf: [x, null]`.
-fn resolve<'a>(schema: &'a Value, value: &'a Value) -> &'a Value {
+fn resolve(value: &'static Value) -> &'static Value {
     if let Some(name) = value["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
-        return &schema["$defs"][name];
+        return &schema()["$defs"][name];
     }
     match value["anyOf"].as_array().map(Vec::as_slice) {
-        Some([one, null]) if null["type"] == "null" => resolve(schema, one),
+        Some([one, null]) if null["type"] == "null" => resolve(one),
         _ => value,
     }
 }
 
-fn properties(schema: &Value, object: &Value) -> Vec<(String, Kind, String)> {
-    let properties = object["properties"].as_object().into_iter().flatten();
-    properties
-        .filter(|(name, _)| *name != "operation")
-        .map(|(name, property)| {
-            let help = property["description"].as_str().unwrap_or_default().replace('\n', " ");
-            (name.clone(), Kind::of(schema, property), help)
-        })
-        .collect()
-}
-
 impl Kind {
-    fn of(schema: &Value, property: &Value) -> Self {
-        let property = resolve(schema, property);
+    fn of(property: &'static Value) -> Self {
+        let property = resolve(property);
         let has = |name: &str| match &property["type"] {
             Value::String(one) => one == name,
             Value::Array(several) => several.iter().any(|one| one == name),
             _ => false,
         };
-        let choices = property["oneOf"].as_array().into_iter().flatten();
-        let choices: Vec<String> =
-            choices.filter_map(|c| c["const"].as_str().map(str::to_owned)).collect();
-        let listed = property["enum"].as_array().into_iter().flatten();
-        let listed: Vec<String> = listed.filter_map(|c| c.as_str().map(str::to_owned)).collect();
+        // Choices with a description stand in `oneOf`, those without in an `enum`, within it or alone.
+        let one_of = property["oneOf"].as_array().into_iter().flatten();
+        let choices: Vec<String> = one_of
+            .chain(std::iter::once(property))
+            .flat_map(|c| c["enum"].as_array().into_iter().flatten().chain(c.get("const")))
+            .filter_map(|choice| choice.as_str().map(str::to_owned))
+            .collect();
         match () {
             () if !choices.is_empty() => Self::Text(choices),
-            () if !listed.is_empty() => Self::Text(listed),
             () if has("boolean") => Self::Switch,
             () if has("integer") || has("number") => Self::Number,
             () if has("string") => Self::Text(Vec::new()),
-            () if has("array") => match Self::of(schema, &property["items"]) {
+            () if has("array") => match Self::of(&property["items"]) {
                 item @ (Self::Number | Self::Text(_)) => Self::List(Box::new(item)),
                 _ => Self::Json,
             },
@@ -302,7 +307,8 @@ mod tests {
         assert_eq!(kind("initial_bases"), Kind::Json);
         assert!(matches!(kind("mode"), Kind::Text(choices) if choices.len() == 3));
         let sources = write.of_items("sources");
-        assert!(sources.options.iter().any(|(name, _, _)| name == "delimiter"));
+        let (_, format, _) = sources.options.iter().find(|(name, _, _)| name == "format").unwrap();
+        assert!(matches!(format, Kind::Text(choices) if choices.len() == 5), "{format:?}");
     }
 
     #[test]

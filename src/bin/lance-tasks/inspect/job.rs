@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use indicatif::HumanCount;
 use lance_tasks::TaskResult;
 use serde_json::{Value, json};
 
@@ -56,10 +57,8 @@ pub fn inspect(spool: &Spool, list: bool) -> Outcome<Answer> {
         }
     }
     let job = &spool.job;
-    let attempts = json!({
-        "ok": results.iter().filter(|r| r.succeeded()).count(),
-        "failed": results.iter().filter(|r| !r.succeeded()).count(),
-    });
+    let ok = results.iter().filter(|r| r.succeeded()).count() as u64;
+    let failed = results.len() as u64 - ok;
     let value = json!({
         "spool": spool.place(),
         "job_id": job.id,
@@ -69,7 +68,7 @@ pub fn inspect(spool: &Spool, list: bool) -> Outcome<Answer> {
         "spec": spool.spec,
         "state": state,
         "stages": stages.iter().map(|s| s.json(list)).collect::<Vec<_>>(),
-        "attempts": attempts,
+        "attempts": { "ok": ok, "failed": failed },
         "rows": rows,
         "bytes_written": size,
         "seconds_busy": busy,
@@ -83,7 +82,7 @@ pub fn inspect(spool: &Spool, list: bool) -> Outcome<Answer> {
     for stage in &stages {
         known.push(("tasks", stage.text(stages.len() > 1)));
     }
-    let tried = format!("{} ok, {} failed", attempts["ok"], attempts["failed"]);
+    let tried = format!("{} ok, {} failed", HumanCount(ok), HumanCount(failed));
     known.push(("attempts", format!("{tried}, {} of work", seconds(busy))));
     known.push(("results", format!("{}, {} written", count(rows, "row"), bytes(size))));
     if let Some(outcome) = &outcome {
@@ -149,7 +148,7 @@ impl Tasks {
     fn text(&self, several: bool) -> String {
         let of = if several { format!("stage {}: ", self.stage) } else { String::new() };
         let planned = count(self.planned as u64, "task");
-        let mut text = format!("{of}{} of {planned} done", self.done);
+        let mut text = format!("{of}{} of {planned} done", HumanCount(self.done as u64));
         for (tasks, what) in [(&self.failed, "failed"), (&self.open, "open")] {
             if !tasks.is_empty() {
                 text.push_str(&format!(", {} {what} ({})", tasks.len(), names(tasks)));
