@@ -32,6 +32,7 @@ pub mod executor;
 // What callers must keep to stands once in the module, and in each function's own sections.
 #[allow(unsafe_code, clippy::missing_safety_doc)]
 pub mod ffi;
+pub mod inspect;
 pub mod job;
 mod marks;
 pub mod operations;
