@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What another Lance client made, as JSON. Knows pylance's classes by their shape, not by import."""
+"""What another Lance client made, as JSON: knows pylance's classes by their shape, imports none."""
 
 from __future__ import annotations
 

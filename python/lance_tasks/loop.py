@@ -218,16 +218,22 @@ class _Loop:
         time.sleep(seconds if remaining is None else min(seconds, remaining))
 
     def _undo(self, job: Job, error: BaseException) -> None:
-        try:
-            verbs.abort(
-                job,
-                self._results,
-                storage_options=self._storage_options,
-                executor=self._executor,
-            )
-        except Error as e:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"files of job {job.id} may be left: abort failed: {e}")
+        for count in range(1, self._max_attempts + 1):
+            try:
+                verbs.abort(
+                    job,
+                    self._results,
+                    storage_options=self._storage_options,
+                    executor=self._executor,
+                )
+                return
+            except Error as e:
+                if e.retry_class == "retry_task" and count < self._max_attempts:
+                    time.sleep(0.1 * 2**count)
+                    continue
+                if hasattr(error, "add_note"):  # Python 3.11
+                    error.add_note(f"files of job {job.id} may be left: abort failed: {e}")
+                return
 
 
 def _rereadable(data: Any) -> bool:

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs on which faults are tried: for each, the dataset before, the spec, what must hold after.
+
+Datasets are made once and copied for each fault.
+"""
+
+import functools
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lance
+import numpy as np
+import oracle
+import pyarrow as pa
+import pyarrow.parquet as pq
+from support import numbers
+
+import lance_tasks as lt
+
+ROWS = 24_000
+PARTS = ["a", "b", "c"]
+
+
+def table(rows: int, start: int = 0) -> pa.Table:
+    """Rows of `support.numbers`, each with a vector that tells it from others."""
+    ids = np.arange(start, start + rows, dtype=np.float32)
+    values = pa.array((ids[:, None] * 16 + np.arange(16, dtype=np.float32)).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(values, 16)
+    return numbers(rows, start).append_column("vector", vectors)
+
+
+def write_stream(path: Path, rows: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=1000)
+
+
+class Sources:
+    """The same rows as Parquet files, as Arrow files and as streams of three partitions."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.rows = table(ROWS)
+        self.parquet, self.arrow = [], []
+        for i in range(4):
+            part = self.rows.slice(i * ROWS // 4, ROWS // 4)
+            self.parquet.append(str(folder / f"{i}.parquet"))
+            pq.write_table(part, self.parquet[-1], row_group_size=1700)
+            self.arrow.append(str(folder / f"{i}.arrow"))
+            with pa.OSFile(self.arrow[-1], "wb") as file, pa.ipc.new_file(file, part.schema) as out:
+                out.write_table(part, max_chunksize=900)
+        self.streams = {}
+        for i, name in enumerate(PARTS):
+            self.streams[name] = str(folder / f"{name}.arrows")
+            size = ROWS // len(PARTS)
+            write_stream(Path(self.streams[name]), self.rows.slice(i * size, size))
+        self.few = table(40, start=3_000_000)
+        self.few_path = str(folder / "few.arrows")
+        write_stream(Path(self.few_path), self.few)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of job.
+
+    Attributes:
+        template: the dataset before; None: there is none.
+        spec: for a dataset's URI.
+        streams: paths of the rows by partition, for an open job.
+        added: rows that the job writes.
+    """
+
+    name: str
+    operation: str
+    template: Path | None
+    spec: Callable[[str], object]
+    streams: dict[str, str] = field(default_factory=dict)
+    added: pa.Table | None = None
+    index: tuple[str, str] | None = None
+
+    @property
+    def mode(self) -> str:
+        return self.name.partition("-")[0]
+
+    def expected(self, before: pa.Table | None) -> pa.Table:
+        """The rows after the job, committed on top of `before`."""
+        if self.added is None:
+            assert before is not None
+            return before
+        if self.mode == "append":
+            return oracle.in_order(pa.concat_tables([before, self.added]))
+        return oracle.in_order(self.added)
+
+    def copy(self, uri: str) -> None:
+        if self.template is not None:
+            shutil.copytree(self.template, uri)
+
+    def check(self, uri: str, rng: random.Random) -> None:
+        """What holds of the newest version beyond its rows, once the job is committed."""
+        if self.index is None:
+            return
+        name, column = self.index
+        segments, covered = oracle.coverage(uri, name)
+        assert segments, f"there is no index {name}"
+        present = {fragment.fragment_id for fragment in lance.dataset(uri).get_fragments()}
+        if self.operation == "create_index":
+            assert segments == min(4, len(present)), segments
+            assert covered == present, (covered, present)
+        if covered & present:
+            oracle.check_index(uri, name, column, rng)
+
+
+class Shapes:
+    """All of them, made below one folder when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[str, Path] = {}
+
+    @functools.cached_property
+    def sources(self) -> Sources:
+        return Sources(self.folder / "sources")
+
+    def of(self, operation: str) -> list[Shape]:
+        kinds = {"write": self.writes, "compact": self.compacts, "create_index": self.indices}
+        return kinds[operation]()
+
+    def dataset(self, name: str, rows: int, per_file: int, index: str = "", **options) -> Path:
+        """A dataset of two or three versions with some rows deleted, by pylance."""
+        path = self.folder / f"{name}.lance"
+        if name not in self.made:
+            start = 1_000_000
+            dataset = lance.write_dataset(
+                table(rows, start), path, max_rows_per_file=per_file, **options
+            )
+            dataset.delete("id % 50 = 7")
+            if index:
+                dataset.create_scalar_index(index, "BTREE", name="by_key")
+            self.made[name] = path
+        return path
+
+    def writes(self) -> list[Shape]:
+        sources = self.sources
+        feeds = {
+            "parquet": {"sources": sources.parquet, "max_rows_per_file": 5000},
+            "arrow": {
+                "sources": sources.arrow,
+                "max_rows_per_file": 2000,
+                "max_rows_per_task": 8000,
+            },
+            "open": {"partitions": PARTS, "max_rows_per_file": 3000},
+        }
+        modes = {
+            "create": (None, {}),
+            "create-v1paths": (None, {"enable_v2_manifest_paths": False}),
+            "append": (self.dataset("append", 3000, 1000), {}),
+            "append-stable": (self.dataset("stable", 3000, 1000, enable_stable_row_ids=True), {}),
+            "overwrite": (self.dataset("append", 3000, 1000), {}),
+        }
+
+        def shape(mode: str, feed: str) -> Shape:
+            template, options = modes[mode]
+
+            def spec(uri: str) -> lt.Write:
+                return lt.Write(uri, mode=mode.partition("-")[0], **feeds[feed], **options)
+
+            streams = sources.streams if feed == "open" else {}
+            return Shape(f"{mode}-{feed}", "write", template, spec, streams, sources.rows)
+
+        return [shape(mode, feed) for mode in modes for feed in feeds]
+
+    def compacts(self) -> list[Shape]:
+        kinds = {
+            "plain": (self.dataset("small", ROWS, 2000), {}),
+            "batches": (self.dataset("small", ROWS, 2000), {"micro_commit_batch_size": 2}),
+            "indexed": (self.dataset("small-indexed", ROWS, 2000, index="id"), {}),
+            "deferred": (
+                self.dataset("small-indexed", ROWS, 2000, index="id"),
+                {"defer_index_remap": True},
+            ),
+            "stable": (
+                self.dataset("small-stable", ROWS, 2000, index="id", enable_stable_row_ids=True),
+                {},
+            ),
+        }
+
+        def shape(name: str) -> Shape:
+            template, options = kinds[name]
+            return Shape(
+                f"compact-{name}",
+                "compact",
+                template,
+                lambda uri: lt.Compact(uri, target_rows_per_fragment=6000, **options),
+                index=("by_key", "id") if "indexed" in template.name else None,
+            )
+
+        return [shape(name) for name in kinds]
+
+    def indices(self) -> list[Shape]:
+        kinds = {
+            "id": (self.dataset("small", ROWS, 2000), "id", {}),
+            "name": (self.dataset("small", ROWS, 2000), "name", {}),
+            "replace": (
+                self.dataset("small-indexed", ROWS, 2000, index="id"),
+                "id",
+                {"replace": True},
+            ),
+        }
+
+        def shape(kind: str) -> Shape:
+            template, column, options = kinds[kind]
+            return Shape(
+                f"index-{kind}",
+                "create_index",
+                template,
+                lambda uri: lt.CreateIndex(
+                    uri,
+                    column=column,
+                    index_type="BTREE",
+                    name="by_key",
+                    num_segments=4,
+                    **options,
+                ),
+                index=("by_key", column),
+            )
+
+        return [shape(kind) for kind in kinds]
