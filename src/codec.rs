@@ -379,12 +379,31 @@ impl Serialize for Json {
 impl<'de> serde::Deserialize<'de> for Json {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
-        if deserializer.is_human_readable() {
-            serde_json::Map::deserialize(deserializer).map(Json)
+        let map: serde_json::Map<String, Value> = if deserializer.is_human_readable() {
+            serde_json::Map::deserialize(deserializer)?
         } else {
             let text = String::deserialize(deserializer)?;
-            serde_json::from_str(&text).map(Json).map_err(D::Error::custom)
+            serde_json::from_str(&text).map_err(D::Error::custom)?
+        };
+        match map.values().find_map(inexact) {
+            None => Ok(Json(map)),
+            Some(number) => Err(D::Error::custom(format!(
+                "the number {number} has more digits than can be kept"
+            ))),
         }
+    }
+}
+
+/// A number that would be read back as another: the parser is exact up to some 15 digits.
+fn inexact(value: &Value) -> Option<&serde_json::Number> {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let again = serde_json::from_str::<f64>(&number.to_string()).ok();
+            (again != number.as_f64()).then_some(number)
+        }
+        Value::Array(values) => values.iter().find_map(inexact),
+        Value::Object(map) => map.values().find_map(inexact),
+        _ => None,
     }
 }
 

@@ -3,6 +3,13 @@
 //! One per process, shared by threads. Tasks run on a Rayon pool, one per worker; each worker drives
 //! Lance's I/O on one tokio runtime. There is no other global state.
 
+mod gather;
+mod handover;
+/// What [`gather`] and [`handover`] are built of; loom has its own for the tests.
+mod sync {
+    pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+}
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,6 +33,8 @@ use crate::marks::{Marks, Use};
 use crate::operations::{Preparing, Produced, Spec};
 use crate::result::{TaskResult, Versions, WrittenFile, table_schema};
 use crate::task::Task;
+use gather::{Gather, gather};
+use handover::{Found, handover};
 
 /// How an executor is made; zero means default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -200,29 +209,26 @@ impl Executor {
     /// Execute one task on the pool; the calling thread waits.
     pub fn execute(&self, task: &Task, input: Option<Input>, call: &Call) -> Result<TaskResult> {
         self.enter()?;
-        let waiting = Arc::new(Mutex::new(Some((task.clone(), input, call.clone()))));
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let (executor, begin) = (self.clone(), waiting.clone());
+        let (owner, worker) = handover((task.clone(), input, call.clone()));
+        let executor = self.clone();
         self.0.pool.spawn_fifo(move || {
-            if let Some((task, input, call)) = take(&begin) {
+            worker.run(|(task, input, call)| {
                 let result = executor.attempt(&task, input, &call);
                 // The caller's progress ends before its call returns.
                 drop((call, executor));
-                let _ = sender.send(result);
-            }
+                result
+            });
         });
         loop {
-            match receiver.recv_timeout(std::time::Duration::from_millis(20)) {
-                Ok(TaskResult { error: Some(error), .. }) => return Err(error),
-                Ok(result) => return Ok(result),
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
-                    return Err(Error::internal("the attempt ended without a result"));
-                }
+            match owner.wait(std::time::Duration::from_millis(20)) {
+                Found::Done(TaskResult { error: Some(error), .. }) => return Err(error),
+                Found::Done(result) => return Ok(result),
+                Found::Lost => return Err(Error::internal("the attempt ended without a result")),
                 // Still behind other tasks: give up without waiting for them. An attempt that has
                 // begun looks at the token itself.
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                Found::NotYet => {
                     if let Err(error) = call.check()
-                        && take(&waiting).is_some()
+                        && owner.give_up().is_some()
                     {
                         return Err(error.for_task(&task.id.to_string()));
                     }
@@ -237,17 +243,13 @@ impl Executor {
         self.enter()?;
         let call = Call { cancel: call.cancel.child_token(), ..call };
         let cancel = call.cancel.clone();
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        let shared = Arc::new((self.clone(), call, sender));
-        for task in tasks {
-            let shared = shared.clone();
+        let (results, pieces) = gather((self.clone(), call), tasks.len());
+        for (task, piece) in tasks.into_iter().zip(pieces) {
             self.0.pool.spawn_fifo(move || {
-                let (executor, call, sender) = &*shared;
-                // A receiver that is gone has cancelled: nobody waits for this result.
-                let _ = sender.send(executor.attempt(&task, None, call));
+                piece.run(|(executor, call)| executor.attempt(&task, None, call));
             });
         }
-        Ok(Results { receiver, cancel })
+        Ok(Results { cancel, results })
     }
 
     /// The result of a task that another Lance client executed, from that client's own description of
@@ -350,6 +352,15 @@ impl Executor {
         });
         // A panic in Lance costs this attempt, not the worker.
         let outcome = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+            let clean = std::panic::AssertUnwindSafe(|| {
+                self.runtime().map(|runtime| {
+                    runtime.block_on(async {
+                        running.end().await;
+                        running.remove_written(&task.uri).await;
+                    });
+                })
+            });
+            let _ = std::panic::catch_unwind(clean);
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             Err(Error::new(
@@ -420,10 +431,6 @@ fn result(
         pid: std::process::id(),
         versions: Versions::current(),
     }
-}
-
-fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
-    place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
 }
 
 impl Call {
@@ -572,25 +579,24 @@ impl Running {
     }
 }
 
-/// The results of [`Executor::execute_all`], in the order of completion.
+/// The results of [`Executor::execute_all`], in the order of completion. Dropped, it cancels what runs
+/// and waits for its end; what has not begun never does.
 pub struct Results {
-    receiver: crossbeam_channel::Receiver<TaskResult>,
     cancel: CancelToken,
+    results: Gather<(Executor, Call), TaskResult>,
 }
 
 impl Iterator for Results {
     type Item = TaskResult;
 
     fn next(&mut self) -> Option<TaskResult> {
-        self.receiver.recv().ok()
+        self.results.next()
     }
 }
 
 impl Drop for Results {
     fn drop(&mut self) {
         self.cancel.cancel();
-        // Progress may not be reported once this is gone: wait for the last attempt.
-        while self.receiver.recv().is_ok() {}
     }
 }
 

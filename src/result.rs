@@ -16,6 +16,7 @@ use arrow_array::{
     StringArray, StructArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
 use arrow_buffer::{Buffer, NullBuffer};
+use arrow_cast::CastOptions;
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -247,10 +248,15 @@ impl TaskResult {
     /// The results of a table that any engine may have carried: columns are found by name and may
     /// have come back as other kinds of strings, binaries or lists.
     pub fn from_table(batch: &RecordBatch) -> Result<Vec<TaskResult>> {
-        let t = Columns::new(batch)?;
-        (0..batch.num_rows())
-            .map(|row| t.row(row).map_err(|e| e.context(format!("results: row {row}"))))
-            .collect()
+        // Arrow's casts may panic on types that nobody would choose.
+        let read = std::panic::AssertUnwindSafe(|| {
+            let t = Columns::new(batch)?;
+            (0..batch.num_rows())
+                .map(|row| t.row(row).map_err(|e| e.context(format!("results: row {row}"))))
+                .collect()
+        });
+        std::panic::catch_unwind(read)
+            .unwrap_or_else(|_| Err(Error::new(ErrorCode::Decode, "results: damaged Arrow arrays")))
     }
 
     /// One row as an Arrow IPC stream: the form in which a result is stored and sent.
@@ -330,7 +336,7 @@ impl TaskResult {
 /// The IPC reader allocates what a message's header states, and an allocation that fails ends the
 /// process: refuse lengths that the bytes do not bear out, and compression, whose lengths cannot be
 /// known.
-fn check_ipc(bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check_ipc(bytes: &[u8]) -> Result<(), String> {
     let mut rest = bytes;
     let word = |rest: &mut &[u8]| {
         let (head, tail) = rest.split_first_chunk::<4>()?;
@@ -416,13 +422,23 @@ impl Columns {
                     ),
                 )
             })?;
-            if column.data_type() == field.data_type() {
-                columns.push(column.clone());
-                continue;
+            let bad = |what: &dyn std::fmt::Display| {
+                let message = format!("results: column {:?}: {what}", field.name());
+                Error::new(ErrorCode::Decode, message)
+            };
+            let column = if column.data_type() == field.data_type() {
+                column.clone()
+            } else {
+                let strict = CastOptions { safe: false, ..Default::default() };
+                arrow_cast::cast_with_options(column, field.data_type(), &strict)
+                    .map_err(|e| bad(&e))?
+            };
+            if column.len() != batch.num_rows() {
+                return Err(bad(&"it cannot be read as what a table of results has there"));
             }
-            let column = arrow_cast::cast(column, field.data_type()).map_err(|e| {
-                Error::new(ErrorCode::Decode, format!("results: column {:?}: {e}", field.name()))
-            })?;
+            if lacks_values(&column, field) {
+                return Err(bad(&"it has nulls"));
+            }
             columns.push(column);
         }
         Ok(Self { columns })
@@ -510,6 +526,31 @@ impl Columns {
                 format: versions.column(2).as_primitive::<UInt32Type>().value(row),
             },
         })
+    }
+}
+
+/// Nulls where there must be values; also within, where the parent is there.
+fn lacks_values(array: &ArrayRef, field: &Field) -> bool {
+    if !field.is_nullable() && array.null_count() > 0 {
+        return true;
+    }
+    match field.data_type() {
+        DataType::Struct(fields) => {
+            let parent = array.as_struct();
+            fields.iter().zip(parent.columns()).any(|(field, child)| match array.null_count() {
+                0 => lacks_values(child, field),
+                _ => {
+                    let there = |row: &usize| parent.is_valid(*row) && child.is_null(*row);
+                    !field.is_nullable() && (0..parent.len()).any(|row| there(&row))
+                }
+            })
+        }
+        DataType::List(item) => {
+            let lists: &ListArray = array.as_list();
+            let item = item.as_ref().clone().with_nullable(false);
+            (0..lists.len()).any(|row| lacks_values(&lists.value(row), &item))
+        }
+        _ => false,
     }
 }
 

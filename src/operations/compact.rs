@@ -68,6 +68,7 @@ compact_options! {
     /// Rewrite fragments to drop their deleted rows. Default true.
     materialize_deletions: bool,
     /// The share of deleted rows, 0 to 1, from which a fragment is rewritten. Default 0.1.
+    #[serde(deserialize_with = "finite")]
     materialize_deletions_threshold: f32,
     /// Rows per batch while reading.
     batch_size: u64,
@@ -167,6 +168,16 @@ impl Options {
             )));
         }
         Ok(())
+    }
+}
+
+/// JSON's numbers may be too large for a float, and then not be written as JSON again.
+fn finite<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<f32>, D::Error> {
+    match Option::<f32>::deserialize(from)? {
+        Some(number) if !number.is_finite() => {
+            Err(serde::de::Error::custom(format!("{number} is no finite number")))
+        }
+        number => Ok(number),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
 use crate::marks::through_store;
-use crate::result::TaskResult;
+use crate::result::{TaskResult, check_ipc};
 use crate::task::Task;
 use align::Aligner;
 pub(crate) use sink::written_files;
@@ -107,6 +107,7 @@ pub(super) fn schema_bytes(schema: &Schema) -> Result<Blob> {
 }
 
 pub(super) fn schema_from(bytes: &Blob) -> Result<SchemaRef> {
+    check_ipc(&bytes.0).map_err(|why| Error::new(ErrorCode::Decode, format!("schema: {why}")))?;
     let bytes = bytes.0.clone();
     let read = move || arrow_ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None);
     // The IPC reader may panic on damaged bytes.
