@@ -86,6 +86,7 @@ static void test_null_executor(void) {
     EXPECT(lance_tasks_prepare(NULL, SPEC, 2, NULL, NULL, &bytes, &error));
     EXPECT(lance_tasks_plan(NULL, SPEC, 2, NULL, NULL, &stream, &error));
     EXPECT(lance_tasks_execute(NULL, SPEC, 2, NULL, NULL, &stream, &error));
+    EXPECT(lance_tasks_adopt(NULL, SPEC, 2, SPEC, 2, SPEC, 2, NULL, &stream, &error));
     EXPECT(lance_tasks_execute_all(NULL, NULL, NULL, &stream, &error));
     EXPECT(lance_tasks_commit(NULL, SPEC, 2, NULL, NULL, &bytes, &error));
     EXPECT(lance_tasks_abort(NULL, SPEC, 2, NULL, NULL, &bytes, &error));
@@ -102,6 +103,8 @@ static void test_null_outputs(void) {
     EXPECT("out_task", lance_tasks_job_task(spec, len, spec, len, NULL, &error));
     EXPECT("out_tasks", lance_tasks_plan(executor, spec, len, NULL, NULL, NULL, &error));
     EXPECT("out_result", lance_tasks_execute(executor, spec, len, NULL, NULL, NULL, &error));
+    EXPECT("out_result",
+           lance_tasks_adopt(executor, spec, len, spec, len, spec, len, NULL, NULL, &error));
     EXPECT("out_results", lance_tasks_execute_all(executor, NULL, NULL, NULL, &error));
     EXPECT("out_outcome", lance_tasks_commit(executor, spec, len, NULL, NULL, NULL, &error));
     EXPECT("out_report", lance_tasks_abort(executor, spec, len, NULL, NULL, NULL, &error));
@@ -125,6 +128,8 @@ static void test_null_inputs(void) {
         EXPECT(why, code, lance_tasks_job_task(NULL, len, SPEC, 1, &bytes, &error));
         EXPECT(why, code, lance_tasks_plan(executor, NULL, len, NULL, NULL, &stream, &error));
         EXPECT(why, code, lance_tasks_execute(executor, NULL, len, NULL, NULL, &stream, &error));
+        EXPECT(why, code,
+               lance_tasks_adopt(executor, NULL, len, SPEC, 2, SPEC, 2, NULL, &stream, &error));
         EXPECT(why, code, lance_tasks_commit(executor, NULL, len, NULL, NULL, &bytes, &error));
         EXPECT(why, code, lance_tasks_abort(executor, NULL, len, NULL, NULL, &bytes, &error));
         EXPECT(why, code, lance_tasks_convert(NULL, len, LANCE_TASKS_ENCODING_JSON, &bytes, &error));
@@ -155,6 +160,7 @@ static void test_null_out_error(void) {
     CHECK(lance_tasks_job_task(NULL, 0, NULL, 0, NULL, NULL) == invalid);
     CHECK(lance_tasks_plan(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_execute(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
+    CHECK(lance_tasks_adopt(NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_execute_all(NULL, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_commit(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_abort(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);

@@ -52,6 +52,10 @@ static LanceTasksStatus execute(Fixture *f, LanceTasksError **error) {
     return lance_tasks_execute(f->executor, JUNK, 2, &f->stream, &f->options, &f->out, error);
 }
 
+static LanceTasksStatus adopt(Fixture *f, LanceTasksError **error) {
+    return lance_tasks_adopt(f->executor, JUNK, 2, JUNK, 2, JUNK, 2, &f->options, &f->out, error);
+}
+
 static LanceTasksStatus execute_all(Fixture *f, LanceTasksError **error) {
     f->stream = producer_stream(&f->from);
     return lance_tasks_execute_all(f->executor, &f->stream, &f->options, &f->out, error);
@@ -99,6 +103,7 @@ static const struct {
     {"lance_tasks_job_task", job_task, false, false},
     {"lance_tasks_plan", plan_call, true, true},
     {"lance_tasks_execute", execute, true, true},
+    {"lance_tasks_adopt", adopt, true, false},
     {"lance_tasks_execute_all", execute_all, true, true},
     {"lance_tasks_commit", commit, true, true},
     {"lance_tasks_abort", abort_call, true, true},

@@ -27,8 +27,8 @@ fi
 export LANCE_TASKS_TEST_DIR="$work/data"
 mkdir "$LANCE_TASKS_TEST_DIR" "$work/bin"
 
-programs=(contract_null contract_bytes contract_options contract_panic contract_threads open_write
-    processes)
+programs=(contract_null contract_bytes contract_options contract_panic contract_threads
+    contract_races open_write processes)
 for name in support producer; do
     check "compile $name" "$cc" "${flags[@]}" "${extra[@]}" -c "$here/$name.c" -o "$work/$name.o"
 done
@@ -38,7 +38,8 @@ for name in "${programs[@]}"; do
 done
 [[ $failed -eq 0 ]] || { finish; exit 1; }
 
-for name in contract_null contract_bytes contract_options contract_threads open_write; do
+for name in contract_null contract_bytes contract_options contract_threads contract_races \
+    open_write; do
     program "$name" "$work/bin/$name"
 done
 

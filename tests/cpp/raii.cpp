@@ -251,6 +251,15 @@ void values() {
     CHECK(result.job_id() == job.id() && result.rows_out() == 10 && result.bytes_written() > 0);
     const lt::Result again(result.bytes());
     CHECK(again.attempt_id() == result.attempt_id());
+
+    // What another Lance client made stands in for an attempt.
+    const std::string& json = result.to_json();
+    const size_t from = json.find('[', json.find("\"fragments\"")), to = json.find("\"index_segments\"");
+    const std::string made = json.substr(from, json.rfind(']', to) + 1 - from);
+    const lt::Result adopted = executor.adopt(job, tasks[0], made);
+    CHECK(adopted.ok() && adopted.rows_out() == 10 && adopted.task_id() == tasks[0].id());
+    CHECK(thrown([&] { (void)executor.adopt(job, tasks[0], "{"); }).code() ==
+          lt::Code::invalid_argument);
 }
 
 void moves() {
