@@ -1,5 +1,6 @@
 # make demo    real data through the five verbs, in separate processes and in one
-# make test    every test: Rust, C, C++, Python
+# make test    every test: Rust, C, C++, Python, faults, fuzzing
+# make soak    the long campaigns: thousands of faults, ten million inputs
 # make bench   beside pylance, in one run; writes benches/RESULTS.md
 # make lint    formats, clippy, ruff, mypy, header drift
 # make header  regenerate include/lance_tasks/lance_tasks.h and the JSON Schema
@@ -25,7 +26,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PREFIX ?= /usr/local
 
-.PHONY: help build tools venv demo test test-rust test-c test-cpp test-abi test-install test-python \
+# Of the small crates beside this one, which do not link Lance.
+SMALL := $(CARGO_TARGET_DIR)-small
+NODE := $(VENV)/node
+
+.PHONY: help build tools venv node demo test test-rust test-c test-cpp test-abi test-install \
+	test-python test-faults test-fuzz test-loom soak soak-loom soak-races soak-fuzz soak-faults \
 	bench lint header check-header install clean
 
 help:
@@ -55,6 +61,15 @@ $(VENV)/.stamp: tests/python/requirements.txt | tools
 	@$(PY) -m pip install --quiet -r $<
 	@touch $@
 
+# Emulators of object stores, where there is npm; their tests say that they are skipped where not.
+node: venv
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE)/.stamp; \
+	else echo "lance-tasks: no npm: the tests on Azurite and s3rver are skipped"; fi
+$(NODE)/.stamp: tests/python/package.json tests/python/package-lock.json
+	@echo "lance-tasks: installing Azurite and s3rver into $(NODE)"
+	@mkdir -p $(NODE) && cp $^ $(NODE)/ && cd $(NODE) && npm ci --no-audit --no-fund --silent
+	@touch $@
+
 build: tools
 	@test -d "$(CARGO_TARGET_DIR)/release" || echo "lance-tasks: first build into $(CARGO_TARGET_DIR): most of an hour on 2 cores"
 	cargo build --release --locked
@@ -62,7 +77,7 @@ build: tools
 demo: build venv
 	$(PY) examples/demo/demo.py
 
-test: test-rust test-abi test-c test-cpp test-install test-python
+test: test-rust test-abi test-c test-cpp test-install test-loom test-fuzz test-python test-faults
 
 test-rust: build
 	cargo test --release --locked --lib --bins --tests
@@ -81,8 +96,32 @@ test-cpp: build
 test-install: build
 	packaging/smoke.sh
 
-test-python: build venv
-	$(PY) -m pytest tests/python -q
+test-python: build venv node
+	$(PY) -m pytest tests/python -q -n 3 --dist loadfile
+
+test-faults: build venv
+	$(PY) -m pytest tests/faults -q
+
+test-fuzz: build
+	cargo run --release --locked --target-dir $(SMALL) --manifest-path tests/fuzz/Cargo.toml -- --inputs 200000 --seed 1
+
+test-loom: tools
+	LOOM_MAX_PREEMPTIONS=3 cargo test --release --locked --target-dir $(SMALL) --manifest-path tests/loom/Cargo.toml --lib
+
+soak: soak-loom soak-races soak-fuzz soak-faults
+
+soak-loom: tools
+	LOOM_MAX_PREEMPTIONS=5 cargo test --release --locked --target-dir $(SMALL) --manifest-path tests/loom/Cargo.toml --lib
+
+soak-races: build
+	LANCE_TASKS_SECONDS=300 LANCE_TASKS_TEST_TIMEOUT=900 tests/c/run.sh
+
+soak-fuzz: build
+	cargo run --release --locked --target-dir $(SMALL) --manifest-path tests/fuzz/Cargo.toml -- --inputs 10000000
+
+# At least a thousand faults per operation, and how each ended.
+soak-faults: build venv
+	$(PY) tests/faults/soak.py
 
 bench: build venv
 	$(PY) benches/bench.py
@@ -90,6 +129,11 @@ bench: build venv
 lint: tools venv check-header
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	for crate in tests/fuzz tests/loom; do \
+		cargo fmt --check --manifest-path $$crate/Cargo.toml && \
+		cargo clippy --release --locked --all-targets --target-dir $(SMALL) \
+			--manifest-path $$crate/Cargo.toml -- -D warnings || exit 1; \
+	done
 	$(VENV)/bin/ruff check python tests examples benches hatch_build.py
 	$(VENV)/bin/ruff format --check python tests examples benches hatch_build.py
 	$(VENV)/bin/mypy
