@@ -100,7 +100,7 @@ test-python: build venv node
 	$(PY) -m pytest tests/python -q -n 3 --dist loadfile
 
 test-faults: build venv
-	$(PY) -m pytest tests/faults -q
+	$(PY) -m pytest tests/faults -q -n 2
 
 test-fuzz: build
 	cargo run --release --locked --target-dir $(SMALL) --manifest-path tests/fuzz/Cargo.toml -- --inputs 200000 --seed 1
