@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn messages_end_without_places_in_upstream_sources() {
-        let error = Error::invalid("no field x, /root/.cargo/lance-14.0.2/src/a.rs:10:2, and on");
+        let error = Error::invalid("no field x, /registry/lance-14.0.2/src/a.rs:10:2, and on");
         assert_eq!(error.message(), "no field x, and on");
         let error = Error::invalid("Failed to get AWS credentials: {\"SecretAccessKey\": \"x\"}");
         assert!(!error.message().contains("Secret"), "{error}");
