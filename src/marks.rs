@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -152,6 +153,7 @@ pub(crate) struct Marks {
     mark: Mark,
     used: Use,
     names: Mutex<Names>,
+    read: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -165,11 +167,25 @@ struct Names {
 
 impl Marks {
     pub fn new(job: Uuid, used: Use) -> Arc<Self> {
-        Arc::new(Self { mark: Mark::of(job), used, names: Mutex::default() })
+        Arc::new(Self {
+            mark: Mark::of(job),
+            used,
+            names: Mutex::default(),
+            read: AtomicU64::new(0),
+        })
     }
 
     pub fn mark(&self) -> Mark {
         self.mark
+    }
+
+    /// Bytes that were read through the store.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
@@ -178,7 +194,13 @@ impl Marks {
 
     /// The name that Lance's uuid was given, where it was given one.
     pub fn given(&self, uuid: Uuid) -> Option<Uuid> {
-        self.names().given.contains_key(&uuid.to_string()).then(|| self.mark.uuid(uuid))
+        self.names().given.get(&uuid.to_string()).and_then(|given| Uuid::parse_str(given).ok())
+    }
+
+    /// An index folder that another client has made, and in which files will be written, keeps its name.
+    pub fn keep(&self, uuid: Uuid) {
+        let name = uuid.to_string();
+        self.names().given.insert(name.clone(), name);
     }
 
     /// The same dataset, with new files under marked names. Files in its other bases are, where Lance is
@@ -378,13 +400,19 @@ impl ObjectStore for MarkedStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        let head = options.head;
         let mut got = self.inner.get_opts(&self.marks.renamed(location, false), options).await?;
+        if !head {
+            self.marks.count(got.range.end - got.range.start);
+        }
         got.meta = self.marks.original(got.meta);
         Ok(got)
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> StoreResult<Vec<Bytes>> {
-        self.inner.get_ranges(&self.marks.renamed(location, false), ranges).await
+        let got = self.inner.get_ranges(&self.marks.renamed(location, false), ranges).await?;
+        self.marks.count(got.iter().map(|bytes| bytes.len() as u64).sum());
+        Ok(got)
     }
 
     fn delete_stream(
@@ -478,6 +506,18 @@ mod tests {
             assert!(!mark.owns(name), "{name}");
             assert_eq!(Mark::of(job).part(None, name).is_some(), name == NAME);
         }
+    }
+
+    #[test]
+    fn folders_of_others_keep_their_names() {
+        let marks = Marks::new(Uuid::new_v4(), Use::Commit);
+        let (kept, new) = (Uuid::new_v4(), Uuid::new_v4());
+        marks.keep(kept);
+        let path = |uuid| Path::from(format!("a/_indices/{uuid}/part_0.lance"));
+        assert_eq!(marks.renamed(&path(kept), true), path(kept));
+        assert_ne!(marks.renamed(&path(new), true), path(new));
+        assert_eq!(marks.given(kept), Some(kept));
+        assert_eq!(marks.given(new), Some(marks.mark().uuid(new)));
     }
 
     #[test]

@@ -17,7 +17,8 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-const OPERATIONS: &[&str] = &["write", "open_write", "compact", "create_index"];
+const OPERATIONS: &[&str] =
+    &["write", "open_write", "compact", "create_index", "create_vector_index", "optimize_index"];
 
 /// Run once per released format, by hand: `LANCE_TASKS_WRITE_GOLDEN=1 cargo test --release golden`.
 fn write_golden() {
@@ -64,15 +65,50 @@ fn write_golden() {
     ));
     let job = executor.prepare(open, Some(schema), &call).unwrap();
     keep("open_write", &job, &job.task("p1").unwrap());
+    let on = |name: &str, uri: &str, rest: &str| {
+        let text = format!(r#"{{"operation":"{name}","uri":"{uri}",{rest}}}"#);
+        let job = executor.prepare(spec(text), None, &call).unwrap();
+        let task = executor.plan(&job, &[], &call).unwrap().remove(0);
+        (job, task)
+    };
     for (name, rest) in [
         ("compact", r#""defer_index_remap":true,"micro_commit_batch_size":3"#),
         ("create_index", r#""column":"a","index_type":"BTREE","params":{"zone_size":512}"#),
     ] {
-        let text = format!(r#"{{"operation":"{name}","uri":"{uri}",{rest}}}"#);
-        let job = executor.prepare(spec(text), None, &call).unwrap();
-        let task = executor.plan(&job, &[], &call).unwrap().remove(0);
+        let (job, task) = on(name, &uri, rest);
         keep(name, &job, &task);
+        if name == "create_index" {
+            let built = executor.execute(&task, None, &call).unwrap();
+            executor.commit(&job, &[built], &call).unwrap();
+        }
     }
+    let (job, task) = on("optimize_index", &uri, r#""retrain":true,"num_segments":2"#);
+    keep("optimize_index", &job, &task);
+    let uri = write_vectors(&executor, &root);
+    let (job, task) = on(
+        "create_index",
+        &uri,
+        r#""column":"v","index_type":"IVF_FLAT","ivf_centroids":[[1,2.5],[3,4]]"#,
+    );
+    keep("create_vector_index", &job, &task);
+}
+
+/// A dataset of four vectors in two dimensions.
+fn write_vectors(executor: &Executor, root: &str) -> String {
+    use arrow_array::types::Float32Type;
+    use arrow_array::{FixedSizeListArray, RecordBatch, RecordBatchIterator};
+    let rows = (0..4).map(|i| Some([Some(i as f32), Some(1.0)]));
+    let vectors = FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(rows, 2);
+    let batch = RecordBatch::try_from_iter([("v", std::sync::Arc::new(vectors) as _)]).unwrap();
+    let uri = format!("{root}/vectors.lance");
+    let text = format!(r#"{{"operation":"write","uri":"{uri}","partitions":["p"]}}"#);
+    let (call, schema) = (Call::default(), batch.schema());
+    let spec = Spec::decode(text.as_bytes()).unwrap();
+    let job = executor.prepare(spec, Some(schema.clone()), &call).unwrap();
+    let input = Box::new(RecordBatchIterator::new([Ok(batch)], schema));
+    let result = executor.execute(&job.task("p").unwrap(), Some(input), &call).unwrap();
+    executor.commit(&job, &[result], &call).unwrap();
+    uri
 }
 
 #[test]

@@ -190,7 +190,7 @@ typedef struct LanceTasksProgress {
      */
     const char *task_id;
     /**
-     * Rows done so far by this task.
+     * Rows done so far by this task; of a stage, what Lance counts in it, from 0 in each.
      */
     uint64_t rows;
     /**

@@ -54,8 +54,9 @@ from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ._foreign import pylance_index
     from .outcomes import AbortReport, Outcome, Progress
-    from .specs import AutoCleanup, Base, Compact, CreateIndex, Source, Write
+    from .specs import AutoCleanup, Base, Compact, CreateIndex, OptimizeIndex, Source, Write
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,7 @@ __all__ = [
     "Job",
     "NotFoundError",
     "NotSupportedError",
+    "OptimizeIndex",
     "Outcome",
     "PanicError",
     "Progress",
@@ -107,6 +109,7 @@ __all__ = [
     "execute_all",
     "plan",
     "prepare",
+    "pylance_index",
     "results_table",
     "run",
     "set_default_executor",
@@ -124,8 +127,10 @@ _LAZY = {
     "Base": "specs",
     "Compact": "specs",
     "CreateIndex": "specs",
+    "OptimizeIndex": "specs",
     "Source": "specs",
     "Write": "specs",
+    "pylance_index": "_foreign",
 }
 
 

@@ -57,7 +57,8 @@ class Progress:
     Attributes:
         kind: ``"started"``, ``"advanced"``, ``"finished"``, ``"failed"`` or ``"stage"``.
         task_id: the task.
-        rows: rows done so far by this task.
+        rows: rows done so far by this task; of a ``"stage"``, what Lance counts in it (rows,
+            partitions), from 0 in each.
         bytes: bytes done so far by this task.
         message: the stage, or the error; empty else.
     """

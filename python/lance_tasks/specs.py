@@ -226,13 +226,21 @@ class CreateIndex(_Spec):
 
     Attributes:
         uri: the dataset.
-        column: the column.
-        index_type: for example ``"BTREE"``, in any case.
-        name: the index's name; default: Lance's, from the column's.
+        column: the column, a nested one by its path (``"a.b"``).
+        index_type: Lance's name in any case: ``BTREE``, ``BITMAP``, ``LABEL_LIST``, ``INVERTED``
+            (or ``FTS``), ``NGRAM``, ``ZONEMAP``, ``BLOOMFILTER``, ``RTREE``, ``JSON``, ``FM``,
+            ``MINHASHLSH``, ``IVF_FLAT``, ``IVF_PQ``, ``IVF_SQ``, ``IVF_RQ``, ``IVF_HNSW_FLAT``,
+            ``IVF_HNSW_PQ`` or ``IVF_HNSW_SQ``.
+        name: the index's name; default: the column's path and ``_idx``.
         replace: replace an index of that name; default false.
-        num_segments: how many segments to build.
+        num_segments: how many segments to build; default by size.
         max_rows_per_segment: rows a segment covers at most.
         fragment_ids: fragments to cover; default all.
+        merge: merge the segments into one by a last task; default false.
+        ivf_centroids: of a vector index: partitions x dimension; a NumPy array, a pyarrow
+            `FixedSizeListArray`, or nested lists; default: trained by the job's first task.
+        pq_codebook: of product quantization: sub-vectors x 2**num_bits x values of each; likewise.
+        rabitq_model: of IVF_RQ: Lance's JSON of the rotation (pylance's ``build_rq_model``).
         transaction_properties: stored with the transaction.
         params: Lance's own parameters of the index; the constructor takes them by keyword.
     """
@@ -247,6 +255,10 @@ class CreateIndex(_Spec):
     num_segments: int | None
     max_rows_per_segment: int | None
     fragment_ids: Sequence[int] | None
+    merge: bool | None
+    ivf_centroids: Any
+    pq_codebook: Any
+    rabitq_model: str | None
     transaction_properties: Mapping[str, str] | None
     params: Mapping[str, Any] | None
 
@@ -261,12 +273,61 @@ class CreateIndex(_Spec):
         num_segments: int | None = None,
         max_rows_per_segment: int | None = None,
         fragment_ids: Sequence[int] | None = None,
+        merge: bool | None = None,
+        ivf_centroids: Any = None,
+        pq_codebook: Any = None,
+        rabitq_model: str | None = None,
         transaction_properties: Mapping[str, str] | None = None,
         **params: Any,
     ) -> None:
         given = {**locals(), "params": params or None}
         for field in fields(self):
             object.__setattr__(self, field.name, given[field.name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, as the library and the command line take it."""
+        spec = super().to_dict()
+        for name in ("ivf_centroids", "pq_codebook"):
+            if (value := getattr(self, name)) is not None:
+                spec[name] = _tensor(name, value)
+        return spec
+
+
+@dataclass(frozen=True)
+class OptimizeIndex(_Spec):
+    """Index what has been added since an index was built, fold small segments, or rebuild.
+
+    All indexes are committed at once. An index that covers every fragment is left as it is.
+
+    Attributes:
+        uri: the dataset.
+        names: the indexes, one name or several; default all.
+        num_indices_to_merge: how many of an index's last segments to fold into one with what is
+            new; default 0: what is new becomes segments of its own.
+        retrain: build each index anew over all fragments; default false.
+        num_segments: how many segments what is new (or all, with `retrain`) becomes; default by
+            size.
+        max_rows_per_segment: rows of such a segment at most.
+        transaction_properties: stored with the transaction.
+    """
+
+    operation: ClassVar[str] = "optimize_index"
+
+    uri: Path
+    names: str | Sequence[str] | None = None
+    _: KW_ONLY
+    num_indices_to_merge: int | None = None
+    retrain: bool | None = None
+    num_segments: int | None = None
+    max_rows_per_segment: int | None = None
+    transaction_properties: Mapping[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, as the library and the command line take it."""
+        spec = super().to_dict()
+        if isinstance(self.names, str):
+            spec["names"] = [self.names]
+        return spec
 
 
 SpecLike = _Spec | Mapping[str, Any] | str | bytes | bytearray | memoryview
@@ -288,7 +349,8 @@ def spec_dict(spec: _Spec | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, Mapping):
         return {str(key): _plain(value) for key, value in spec.items()}
     raise TypeError(
-        f"spec: expected Write, Compact, CreateIndex, a mapping or JSON, got {type(spec).__name__}"
+        "spec: expected Write, Compact, CreateIndex, OptimizeIndex, a mapping or JSON, got "
+        f"{type(spec).__name__}"
     )
 
 
@@ -302,6 +364,30 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return [_plain(item) for item in value]
     return value
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """A matrix as the library takes it: nested lists, or its type, shape and bytes."""
+    if hasattr(value, "storage") and hasattr(value.storage, "flatten"):
+        value = value.storage  # pyarrow's tensor arrays
+    if hasattr(value, "type") and hasattr(value.type, "list_size"):
+        flat = value.flatten()
+        if value.null_count or flat.null_count:
+            raise InvalidArgumentError(f"option {name!r}: it has nulls")
+        names = {"halffloat": "float16", "float": "float32", "double": "float64"}
+        width = flat.type.bit_width // 8
+        data = flat.buffers()[1][flat.offset * width : (flat.offset + len(flat)) * width]
+        dtype = names.get(str(flat.type), str(flat.type))
+        shape = [len(value), value.type.list_size]
+        return _encoded(dtype, shape, bytes(data))
+    if hasattr(value, "dtype") and hasattr(value, "tobytes"):
+        little = value.astype(value.dtype.newbyteorder("<"))
+        return _encoded(str(value.dtype.name), list(value.shape), little.tobytes())
+    return _plain(value.tolist() if hasattr(value, "tolist") else value)
+
+
+def _encoded(dtype: str, shape: list[int], data: bytes) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data": base64.b64encode(data).decode()}
 
 
 def _ipc_schema(schema: Any) -> bytes:

@@ -46,7 +46,7 @@ def prepare(
     Nothing is written to the dataset.
 
     Args:
-        spec: a `Write`, `Compact` or `CreateIndex`, a mapping, or JSON text.
+        spec: a `Write`, `Compact`, `CreateIndex` or `OptimizeIndex`, a mapping, or JSON text.
         schema: for a write without sources: the schema of the rows as they will come; anything with
             `__arrow_c_schema__`.
 
@@ -250,7 +250,7 @@ def commit(
         uri=view["uri"],
         operation=view["operation"],
         job_id=view["job_id"],
-        transaction_id=view["transaction_id"],
+        transaction_id=view["transaction_id"] or None,
     )
 
 

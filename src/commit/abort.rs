@@ -146,12 +146,22 @@ pub(super) async fn references(
     Ok(())
 }
 
+/// Remove, best effort, what a job's own later stages have used up.
+pub(super) async fn remove_spent(running: &Running, job: &Job, files: Vec<WrittenFile>) {
+    let folders = folders(&files);
+    let options = &running.call.storage_options;
+    let bases = Bases::new();
+    let removed = running.call.limit(running.datasets().remove(&job.uri, options, files, &bases));
+    if removed.await.is_ok() {
+        remove_empty_folders(&job.uri, folders, false);
+    }
+}
+
 fn folders(files: &[WrittenFile]) -> BTreeSet<String> {
-    files
-        .iter()
-        .filter(|f| f.base.is_none())
-        .filter_map(|f| f.path.rsplit_once('/').map(|(folder, _)| folder.to_owned()))
-        .collect()
+    let own = files.iter().filter(|f| f.base.is_none());
+    let folders = own.filter_map(|f| f.path.rsplit_once('/').map(|(folder, _)| folder.to_owned()));
+    // Lance leaves the folder empty that it puts a full-text segment together in.
+    folders.flat_map(|folder| [format!("{folder}/staging"), folder]).collect()
 }
 
 /// Local file systems keep empty folders; object stores have none.

@@ -32,7 +32,7 @@ use crate::task::Task;
 
 pub use abort::AbortReport;
 pub(crate) use abort::abort;
-use abort::{reference_key, references};
+use abort::{reference_key, references, remove_spent};
 pub(crate) use guard::Concurrency;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
@@ -85,6 +85,11 @@ impl Committing<'_> {
     /// Index segments that earlier, partial commits of the job have added.
     pub fn own_segments(&self) -> impl Iterator<Item = Uuid> + '_ {
         self.history.segments()
+    }
+
+    /// A segment whose folder keeps its name, though Lance may finish it within the commit.
+    pub fn keep(&self, segment: Uuid) {
+        self.marks.keep(segment);
     }
 
     /// The newest version, committing through the guard.
@@ -174,6 +179,8 @@ impl Committing<'_> {
 struct Winners {
     results: Vec<(u32, TaskResult)>,
     complete: bool,
+    /// Files of earlier stages, which nothing needs once the last one is committed.
+    spent: Vec<WrittenFile>,
 }
 
 pub(crate) async fn commit(
@@ -182,13 +189,14 @@ pub(crate) async fn commit(
     results: &[TaskResult],
 ) -> Result<Outcome> {
     let call = &running.call;
-    let (mut history, todo, complete) = match call.limit(ready(running, job, results)).await? {
+    let (mut history, winners) = match call.limit(ready(running, job, results)).await? {
         Ready::Before(history, complete) => {
             let outcome = outcome(running, job, &history, Default::default(), true, complete);
             return call.limit(outcome).await;
         }
-        Ready::Todo(history, todo, complete) => (history, todo, complete),
+        Ready::Todo(history, winners) => (history, winners),
     };
+    let Winners { results: todo, complete, spent } = winners;
     let whole = complete && !history.any();
     let size = job.state.batch_size().unwrap_or(usize::MAX).max(1);
     let batches: Vec<&[(u32, TaskResult)]> =
@@ -214,6 +222,9 @@ pub(crate) async fn commit(
             None => {}
         }
     }
+    if complete && !spent.is_empty() {
+        remove_spent(running, job, spent).await;
+    }
     let outcome = outcome(running, job, &history, metrics, already, complete);
     grace(running, outcome).await.map_err(|e| {
         e.with_code(ErrorCode::CommitUnknown)
@@ -226,7 +237,7 @@ enum Ready {
     /// The job, or all that its results cover, is committed; and whether that is all of the job.
     Before(History, bool),
     /// Results to be committed, by their places in the plan.
-    Todo(History, Vec<(u32, TaskResult)>, bool),
+    Todo(History, Winners),
 }
 
 async fn ready(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Ready> {
@@ -235,7 +246,7 @@ async fn ready(running: &Running, job: &Job, results: &[TaskResult]) -> Result<R
         return Ok(Ready::Before(history, true));
     }
     history.check_pin(running, job).await?;
-    let Winners { results, complete } = winners(running, job, results).await?;
+    let Winners { results, complete, spent } = winners(running, job, results).await?;
     if !complete && !running.call.partial {
         return Err(Error::internal("an incomplete set of results was not refused"));
     }
@@ -253,7 +264,7 @@ async fn ready(running: &Running, job: &Job, results: &[TaskResult]) -> Result<R
     if todo.is_empty() && history.any() {
         return Ok(Ready::Before(history, complete));
     }
-    Ok(Ready::Todo(history, todo, complete))
+    Ok(Ready::Todo(history, Winners { results: todo, complete, spent }))
 }
 
 /// After the manifest may have been written, a deadline does not keep from looking whether it was; a
@@ -387,7 +398,7 @@ async fn nothing(running: &Running, job: &Job) -> Result<Outcome> {
 async fn winners(running: &Running, job: &Job, results: &[TaskResult]) -> Result<Winners> {
     if running.call.partial && !job.state.partial() {
         return Err(Error::invalid(format!(
-            "{} commits all of its tasks at once; partial commits are for compact and create_index",
+            "{} commits all of its tasks at once; it has no partial commits",
             job.operation()
         )));
     }
@@ -430,7 +441,13 @@ async fn winners(running: &Running, job: &Job, results: &[TaskResult]) -> Result
         )
         .for_task(&stranger.task_id.to_string()));
     }
-    Ok(Winners { results: chosen, complete: planned.missing.is_empty() })
+    let last: HashSet<Uuid> = planned.tasks.iter().map(|task| task.id).collect();
+    let spent = results
+        .iter()
+        .filter(|r| planned.known.contains(&r.task_id) && !last.contains(&r.task_id))
+        .flat_map(|r| r.files.iter().cloned())
+        .collect();
+    Ok(Winners { results: chosen, complete: planned.missing.is_empty(), spent })
 }
 
 fn winner(job: &Job, task: Option<&Task>, attempts: &[&TaskResult]) -> Result<TaskResult> {
@@ -451,18 +468,23 @@ async fn check_files(
 ) -> Result<()> {
     let options = &running.call.storage_options;
     let files: Vec<WrittenFile> = todo.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
-    let mut taken = HashSet::new();
+    let (mut taken, mut own) = (HashSet::new(), HashSet::new());
     if let Some(latest) = history.latest() {
         references(latest, &mut taken).await?;
     }
     for file in &files {
         let key = reference_key(file);
         // An index segment has several files in its folder; data files are one each.
-        let known = taken.contains(&key) || (!key.1.starts_with("_indices/") && !taken.insert(key));
-        if known {
+        if taken.contains(&key) {
+            return Err(Error::new(
+                ErrorCode::Conflict,
+                format!("file {} is in the dataset already, by another commit", file.path),
+            ));
+        }
+        if !key.1.starts_with("_indices/") && !own.insert(key) {
             return Err(Error::new(
                 ErrorCode::Verification,
-                format!("file {} is of another task, or in the dataset already", file.path),
+                format!("file {} is of another task too", file.path),
             ));
         }
     }

@@ -103,7 +103,7 @@ pub struct LanceTasksProgress {
     pub kind: u32,
     /// UTF-8 with a terminating NUL.
     pub task_id: *const c_char,
-    /// Rows done so far by this task.
+    /// Rows done so far by this task; of a stage, what Lance counts in it, from 0 in each.
     pub rows: u64,
     /// Bytes done so far by this task.
     pub bytes: u64,

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 use crate::commit::{Applied, Committing};
-use crate::dataset::{Pin, bases_of, normalize, not_found};
+use crate::dataset::bases_of;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
@@ -212,17 +212,11 @@ impl Operation for Compact {
     type State = CompactState;
     type Work = CompactWork;
 
-    const PARTIAL: bool = true;
-
     async fn prepare(
         cx: &Preparing<'_>,
         spec: CompactSpec,
         input: Option<arrow_schema::SchemaRef>,
     ) -> Result<Prepared<CompactState>> {
-        let uri = normalize("uri", &spec.uri)?;
-        if input.is_some() {
-            return Err(Error::invalid("a compaction takes no input stream"));
-        }
         if spec.micro_commit_batch_size == Some(0) {
             return Err(Error::invalid(
                 "option \"micro_commit_batch_size\" is 0, it must be at least 1",
@@ -230,26 +224,18 @@ impl Operation for Compact {
         }
         let mut options = spec.options();
         options.check()?;
-        let running = cx.running;
-        let dataset = running
-            .datasets()
-            .open_latest(&uri, &running.call.storage_options)
-            .await?
-            .ok_or_else(|| not_found(&uri))?;
+        let (uri, dataset) = cx.existing(&spec.uri, input.as_ref(), "a compaction").await?;
         // What the dataset's configuration says is pinned with the job, not looked up again later.
         let resolved =
             options.lance(CompactionOptions::from_dataset_config(&dataset.manifest.config)?)?;
         options = pinned(options, &resolved);
-        Ok(Prepared {
-            uri,
-            pin: Pin::of(&dataset),
-            state: CompactState {
-                options,
-                field_ids: dataset.schema().fields_pre_order().map(|f| f.id).collect(),
-                transaction_properties: spec.transaction_properties,
-                micro_commit_batch_size: spec.micro_commit_batch_size,
-            },
-        })
+        let state = CompactState {
+            options,
+            field_ids: dataset.schema().fields_pre_order().map(|f| f.id).collect(),
+            transaction_properties: spec.transaction_properties,
+            micro_commit_batch_size: spec.micro_commit_batch_size,
+        };
+        Ok(cx.prepared(uri, &dataset, state))
     }
 
     async fn stage(
@@ -350,6 +336,10 @@ impl Operation for Compact {
             ));
         }
         check_data_files(&rewrite.new_fragments, &state.field_ids, result)
+    }
+
+    fn partial(_state: &CompactState) -> bool {
+        true
     }
 
     fn batch_size(state: &CompactState) -> Option<usize> {

@@ -3,19 +3,22 @@
 
 pub mod compact;
 pub mod create_index;
+pub mod optimize_index;
+mod upstream;
 pub mod write;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 
 use arrow_schema::SchemaRef;
+use lance::Dataset;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::codec::Descriptor;
 use crate::commit::{Applied, Committing, Concurrency};
-use crate::dataset::{Bases, Pin};
+use crate::dataset::{Bases, Pin, normalize, not_found};
 use crate::error::{Error, Result};
 use crate::executor::{Input, Running};
 use crate::job::{Job, NewTask};
@@ -30,9 +33,6 @@ pub(crate) trait Operation {
     type State: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
     /// One task's own part.
     type Work: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
-
-    /// Whether a part of the tasks may be committed by itself.
-    const PARTIAL: bool = false;
 
     /// Validate, pin the version, resolve every default. `input` is the schema of the stream that will
     /// be handed to tasks, for operations that take one.
@@ -101,6 +101,11 @@ pub(crate) trait Operation {
         None
     }
 
+    /// Whether a part of the tasks may be committed by itself.
+    fn partial(_state: &Self::State) -> bool {
+        false
+    }
+
     /// How many commits of how many tasks each; `None` = one commit of all.
     fn batch_size(_state: &Self::State) -> Option<usize> {
         None
@@ -131,6 +136,29 @@ pub(crate) trait Operation {
 /// What [`Operation::prepare`] works with.
 pub(crate) struct Preparing<'a> {
     pub running: &'a Running,
+}
+
+impl Preparing<'_> {
+    /// The place of a dataset that must exist, and its newest version; for operations that take no
+    /// input stream.
+    pub async fn existing(
+        &self,
+        uri: &str,
+        input: Option<&SchemaRef>,
+        what: &str,
+    ) -> Result<(String, Dataset)> {
+        let uri = normalize("uri", uri)?;
+        if input.is_some() {
+            return Err(Error::invalid(format!("{what} takes no input stream")));
+        }
+        let options = &self.running.call.storage_options;
+        let dataset = self.running.datasets().open_latest(&uri, options).await?;
+        Ok((uri.clone(), dataset.ok_or_else(|| not_found(&uri))?))
+    }
+
+    pub fn prepared<S>(&self, uri: String, dataset: &Dataset, state: S) -> Prepared<S> {
+        Prepared { uri, pin: Pin::of(dataset), state }
+    }
 }
 
 /// A prepared job, before it has an id.
@@ -245,7 +273,7 @@ macro_rules! operations {
             }
 
             pub(crate) fn partial(&self) -> bool {
-                match self { $(Self::$variant(_) => <$operation as Operation>::PARTIAL),* }
+                match self { $(Self::$variant(state) => <$operation>::partial(state)),* }
             }
 
             pub(crate) fn concurrency(&self) -> Concurrency {
@@ -346,6 +374,7 @@ operations! {
     Write "write" => write::Write,
     Compact "compact" => compact::Compact,
     CreateIndex "create_index" => create_index::CreateIndex,
+    OptimizeIndex "optimize_index" => optimize_index::OptimizeIndex,
 }
 
 impl Descriptor for Spec {

@@ -92,6 +92,11 @@ job append "{\"operation\": \"write\", \"mode\": \"append\", \"uri\": \"$data\",
 job compact "{\"operation\": \"compact\", \"uri\": \"$data\", \"target_rows_per_fragment\": 500}" 2000
 job index "{\"operation\": \"create_index\", \"uri\": \"$data\", \"column\": \"id\",
     \"index_type\": \"BTREE\"}" 2000
+# In two stages: segments, then a merge; and several indexes at once.
+job text "{\"operation\": \"create_index\", \"uri\": \"$data\", \"column\": \"name\",
+    \"index_type\": \"INVERTED\", \"num_segments\": 2, \"merge\": true}" 2000
+job optimize "{\"operation\": \"optimize_index\", \"uri\": \"$data\", \"retrain\": true,
+    \"num_segments\": 2}" 2000
 
 # A job given up: its files are gone, and the dataset is as it was.
 mkdir "$work/abort" && printf '%s' "{\"operation\": \"write\", \"mode\": \"append\", \"uri\": \"$data\",

@@ -143,7 +143,8 @@ def test_commit_of_index_segments_that_pylance_built(uri: str) -> None:
     job = lt.prepare(lt.CreateIndex(uri, column="id", index_type="BTREE", num_segments=3))
     results = []
     for number, task in enumerate(lt.plan(job)):
-        fragments = json.loads(task.to_json())["task"]["work"]["create_index"]["fragments"]
+        work = json.loads(task.to_json())["task"]["work"]["create_index"]["segment"]
+        fragments = work["fragments"]
         dataset = lance.dataset(uri)
         if number == 1:
             results.append(lt.execute(task))

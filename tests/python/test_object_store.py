@@ -39,9 +39,11 @@ def bucket(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 
 def finish(job: lt.Job, bucket: Bucket, attempts: int = 1) -> list[lt.Result]:
-    """Every task executed so many times."""
-    tasks = lt.plan(job, storage_options=bucket.options)
-    return [lt.execute(task, storage_options=bucket.options) for task in tasks * attempts]
+    """Every task of every stage executed so many times."""
+    results: list[lt.Result] = []
+    while tasks := lt.plan(job, results, storage_options=bucket.options):
+        results += [lt.execute(task, storage_options=bucket.options) for task in tasks * attempts]
+    return results
 
 
 def append(bucket: Bucket, rows: int, start: int) -> tuple[lt.Job, list[lt.Result]]:
@@ -207,6 +209,48 @@ def test_duplicate_attempts(bucket: Bucket, operation: str) -> None:
     bucket.dataset().validate()
     if operation == "create_index":
         check_index_answers(bucket.dataset(), "id", ["id = 50", "id < 20"])
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("index_type", ["IVF_FLAT", "INVERTED"])
+def test_indexes_in_stages(bucket: Bucket, index_type: str, merge: bool) -> None:
+    """Models, segments and their parts lie on the store; nothing of them stays but the index."""
+
+    def rows(start: int, count: int) -> pa.Table:
+        ids = range(start, start + count)
+        vectors = pa.array([[float(i % 50), 1.0] for i in ids], pa.list_(pa.float32(), 2))
+        texts = [f"word{i % 50} all" for i in ids]
+        return pa.table({"id": ids, "v": vectors, "text": texts})
+
+    def answers() -> list[int]:
+        if index_type == "INVERTED":
+            query = {"full_text_query": "word7"}
+        else:
+            query = {"nearest": {"column": "v", "q": [7, 1], "k": 100, "nprobes": 9}}
+        found = bucket.dataset().to_table(columns=["id"], **query)["id"].to_pylist()
+        return sorted(i for i in found if i % 50 == 7)
+
+    bucket.write(rows(0, 300), max_rows_per_file=50)
+    column, params = ("text", {}) if index_type == "INVERTED" else ("v", {"num_partitions": 3})
+    spec = lt.CreateIndex(
+        bucket.uri(), column=column, index_type=index_type, num_segments=2, merge=merge, **params
+    )
+    job = lt.prepare(spec, storage_options=bucket.options)
+    results = finish(job, bucket, attempts=2)
+    outcome = lt.commit(job, results, storage_options=bucket.options)
+    assert outcome.metrics["rows_covered"] == 300
+    lt.abort(job, results, storage_options=bucket.options)
+    assert bucket.unreferenced() == set()
+    assert answers() == list(range(7, 300, 50))
+
+    bucket.write(rows(300, 100), mode="append")
+    outcome = lt.run(lt.OptimizeIndex(bucket.uri()), storage_options=bucket.options)
+    assert outcome.metrics["rows_covered"] == 100
+    statistics = bucket.dataset().stats.index_stats(f"{column}_idx")
+    assert statistics["num_unindexed_rows"] == 0
+    assert len(bucket.dataset().describe_indices()[0].segments) == (2 if merge else 3)
+    assert answers() == list(range(7, 400, 50))
+    assert bucket.unreferenced() == set()
 
 
 # Committers in several processes

@@ -24,8 +24,9 @@ def block(name: str) -> str:
 def test_python(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True)
     dataset = lance.dataset(tmp_path / "people.lance")
-    assert dataset.count_rows() == 3000
-    assert [index["name"] for index in dataset.list_indices()] == ["id_idx"]
+    assert dataset.count_rows() == 4000
+    assert {index["name"] for index in dataset.list_indices()} == {"id_idx"}
+    assert dataset.stats.index_stats("id_idx")["num_unindexed_rows"] == 0
 
 
 def test_shell(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ const LISTED: &[Shorthand] = &[
         arguments: None,
         renamed: &[("index_type", "type")],
     },
+    Shorthand {
+        operation: "optimize_index",
+        command: "optimize-index",
+        about: "Index what was added since, fold small segments, or rebuild; and commit",
+        arguments: None,
+        renamed: &[],
+    },
 ];
 
 fn all() -> impl Iterator<Item = Shorthand> {

@@ -219,7 +219,7 @@ pub fn make(api: &Api, sandbox: &Path) -> Result<(), String> {
     let write = |rest: &str| format!(r#"{{"operation":"write","uri":"{data}",{rest}}}"#);
     let csv = format!(r#""sources":["{root}/in.csv"]"#);
     let on = |name: &str, rest: &str| format!(r#"{{"operation":"{name}","uri":"{data}",{rest}}}"#);
-    let all: [(&str, String, &[&str], bool); 6] = [
+    let all: [(&str, String, &[&str], bool); 8] = [
         ("create", write(&format!(r#"{csv},"max_rows_per_file":1"#)), &[], true),
         (
             "append",
@@ -242,8 +242,18 @@ pub fn make(api: &Api, sandbox: &Path) -> Result<(), String> {
             "index",
             on("create_index", r#""column":"id","index_type":"BTREE","params":{"zone_size":512}"#),
             &[],
+            true,
+        ),
+        (
+            "text",
+            on(
+                "create_index",
+                r#""column":"name","index_type":"FTS","merge":true,"num_segments":2"#,
+            ),
+            &[],
             false,
         ),
+        ("optimize", on("optimize_index", r#""retrain":true,"num_segments":2"#), &[], false),
     ];
     let corpus = sandbox.join("corpus");
     fs::create_dir(&corpus).map_err(io)?;
