@@ -395,7 +395,7 @@ impl<'de> serde::Deserialize<'de> for Json {
 }
 
 /// A number that would be read back as another: the parser is exact up to some 15 digits.
-fn inexact(value: &Value) -> Option<&serde_json::Number> {
+pub(crate) fn inexact(value: &Value) -> Option<&serde_json::Number> {
     match value {
         Value::Number(number) if number.is_f64() => {
             let again = serde_json::from_str::<f64>(&number.to_string()).ok();

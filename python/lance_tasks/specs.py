@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
@@ -383,7 +384,22 @@ def _tensor(name: str, value: Any) -> Any:
     if hasattr(value, "dtype") and hasattr(value, "tobytes"):
         little = value.astype(value.dtype.newbyteorder("<"))
         return _encoded(str(value.dtype.name), list(value.shape), little.tobytes())
-    return _plain(value.tolist() if hasattr(value, "tolist") else value)
+    shape, numbers = _lists(value.tolist() if hasattr(value, "tolist") else _plain(value))
+    try:
+        data = struct.pack(f"<{len(numbers)}d", *numbers)
+    except struct.error:
+        why = "it holds something else than numbers"
+        raise InvalidArgumentError(f"option {name!r}: {why}") from None
+    return _encoded("float64", shape, data)
+
+
+def _lists(value: Any) -> tuple[list[int], list[Any]]:
+    """The shape of nested lists, by their first ones, and all that is in them."""
+    shape, level = [], [value]
+    while level and isinstance(level[0], list):
+        shape.append(len(level[0]))
+        level = [item for one in level for item in (one if isinstance(one, list) else [one])]
+    return shape, level
 
 
 def _encoded(dtype: str, shape: list[int], data: bytes) -> dict[str, Any]:

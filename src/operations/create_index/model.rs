@@ -13,44 +13,77 @@ use arrow_data::ArrayData;
 use arrow_schema::{DataType, Field, Schema};
 use object_store::ObjectStoreExt;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::codec::Blob;
+use crate::codec::{Blob, inexact};
 use crate::dataset::join;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::result::{WrittenFile, check_ipc};
 
 /// A matrix of numbers that the user gives: nested lists, or `dtype` (`float16`, `float32`, `float64`,
-/// `uint8`), `shape` and `data`, the little-endian values in Base64.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Tensor {
+/// `uint8`), `shape` and `data`, the little-endian values in Base64. Whether it is one is found out where
+/// it is used.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tensor {
+    Lists(Vec<Value>),
+    Bytes(Bytes),
+}
+
+/// The second form of a [`Tensor`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bytes {
     dtype: String,
     shape: Vec<u64>,
     data: Blob,
 }
 
+/// A [`Tensor`] in binary: lists as JSON text.
+#[derive(Serialize, Deserialize)]
+enum Wire {
+    Lists(String),
+    Bytes(Bytes),
+}
+
+impl Serialize for Tensor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error as _;
+        match (self, serializer.is_human_readable()) {
+            (Self::Lists(lists), true) => lists.serialize(serializer),
+            (Self::Bytes(bytes), true) => bytes.serialize(serializer),
+            (Self::Lists(lists), false) => {
+                Wire::Lists(serde_json::to_string(lists).map_err(S::Error::custom)?)
+                    .serialize(serializer)
+            }
+            (Self::Bytes(bytes), false) => Wire::Bytes(bytes.clone()).serialize(serializer),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Tensor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Plain {
-            dtype: String,
-            shape: Vec<u64>,
-            data: Blob,
+        if deserializer.is_human_readable() {
+            return match Value::deserialize(deserializer)? {
+                Value::Array(lists) => match lists.iter().find_map(inexact) {
+                    None => Ok(Self::Lists(lists)),
+                    Some(number) => Err(D::Error::custom(format!(
+                        "the number {number} has more digits than can be kept; say the matrix by its \
+                         dtype, shape and data"
+                    ))),
+                },
+                value => serde_json::from_value(value).map(Self::Bytes).map_err(D::Error::custom),
+            };
         }
-        let plain = if deserializer.is_human_readable() {
-            match Value::deserialize(deserializer)? {
-                Value::Array(rows) => return Self::of_lists(&rows).map_err(D::Error::custom),
-                value => serde_json::from_value::<Plain>(value).map_err(D::Error::custom)?,
+        match Wire::deserialize(deserializer)? {
+            Wire::Lists(text) => {
+                serde_json::from_str(&text).map(Self::Lists).map_err(D::Error::custom)
             }
-        } else {
-            Plain::deserialize(deserializer)?
-        };
-        Ok(Self { dtype: plain.dtype, shape: plain.shape, data: plain.data })
+            Wire::Bytes(bytes) => Ok(Self::Bytes(bytes)),
+        }
     }
 }
 
@@ -61,14 +94,54 @@ impl JsonSchema for Tensor {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "description": "Numbers in rows: nested lists, or dtype (float16, float32, float64, uint8), \
-                            shape and data (little-endian values in Base64).",
-            "type": ["array", "object"],
+            "description": "A matrix of numbers: nested lists, or its type, shape and little-endian bytes.",
+            "anyOf": [
+                { "type": "array" },
+                {
+                    "type": "object",
+                    "properties": {
+                        "dtype": { "enum": ["float16", "float32", "float64", "uint8"] },
+                        "shape": { "type": "array", "items": { "type": "integer", "minimum": 0 } },
+                        "data": { "type": "string", "contentEncoding": "base64" },
+                    },
+                    "required": ["dtype", "shape", "data"],
+                    "additionalProperties": false,
+                },
+            ],
         })
     }
 }
 
 impl Tensor {
+    /// The second form, of either.
+    fn bytes(&self) -> Result<std::borrow::Cow<'_, Bytes>> {
+        match self {
+            Self::Bytes(bytes) => Ok(std::borrow::Cow::Borrowed(bytes)),
+            Self::Lists(rows) => {
+                Bytes::of_lists(rows).map(std::borrow::Cow::Owned).map_err(Error::invalid)
+            }
+        }
+    }
+
+    /// Rows of `dimension` values.
+    pub fn rows(&self, dimension: usize, to: &DataType) -> Result<FixedSizeListArray> {
+        self.bytes()?.rows(dimension, to)
+    }
+
+    /// All values, as a codebook of product quantization has them: by sub-vector, code and dimension.
+    pub fn codebook(&self, shape: [usize; 3], to: &DataType) -> Result<ArrayRef> {
+        self.bytes()?.codebook(shape, to)
+    }
+
+    pub fn num_rows(&self) -> u64 {
+        match self {
+            Self::Lists(rows) => rows.len() as u64,
+            Self::Bytes(bytes) => bytes.shape.first().copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Bytes {
     fn of_lists(rows: &[Value]) -> std::result::Result<Self, String> {
         let mut shape = vec![rows.len() as u64];
         let mut level: Vec<&Value> = rows.iter().collect();
@@ -136,8 +209,7 @@ impl Tensor {
         Ok(cast)
     }
 
-    /// Rows of `dimension` values.
-    pub fn rows(&self, dimension: usize, to: &DataType) -> Result<FixedSizeListArray> {
+    fn rows(&self, dimension: usize, to: &DataType) -> Result<FixedSizeListArray> {
         match self.shape.as_slice() {
             [rows, width] if *width == dimension as u64 && *rows > 0 => {}
             shape => {
@@ -150,8 +222,7 @@ impl Tensor {
         Ok(lists(self.values(to)?, dimension)?)
     }
 
-    /// All values, as a codebook of product quantization has them: by sub-vector, code and dimension.
-    pub fn codebook(&self, shape: [usize; 3], to: &DataType) -> Result<ArrayRef> {
+    fn codebook(&self, shape: [usize; 3], to: &DataType) -> Result<ArrayRef> {
         let expected: usize = shape.iter().product();
         let given = self.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
         let whole = self.shape == shape.map(|n| n as u64);
@@ -163,10 +234,6 @@ impl Tensor {
             )));
         }
         self.values(to)
-    }
-
-    pub fn num_rows(&self) -> u64 {
-        self.shape.first().copied().unwrap_or(0)
     }
 }
 
@@ -287,17 +354,25 @@ mod tests {
         let lists: Tensor = serde_json::from_str("[[1, 2.5], [3, 4]]").unwrap();
         let rows = lists.rows(2, &DataType::Float32).unwrap();
         assert_eq!(rows.len(), 2);
-        let text = serde_json::to_string(&lists).unwrap();
-        assert_eq!(serde_json::from_str::<Tensor>(&text).unwrap(), lists);
-        let bytes = bincode::serde::encode_to_vec(&lists, bincode::config::standard()).unwrap();
-        let (again, _): (Tensor, _) =
-            bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
-        assert_eq!(again, lists);
-        for bad in ["[[1], [2, 3]]", "[[\"x\"]]", "3", "{\"dtype\": \"float32\"}"] {
+        let bytes = Tensor::Bytes(lists.bytes().unwrap().into_owned());
+        assert_eq!(bytes.rows(2, &DataType::Float32).unwrap(), rows);
+        for tensor in [&lists, &bytes] {
+            let text = serde_json::to_string(tensor).unwrap();
+            assert_eq!(serde_json::from_str::<Tensor>(&text).unwrap(), *tensor);
+            let config = bincode::config::standard();
+            let wire = bincode::serde::encode_to_vec(tensor, config).unwrap();
+            let (again, _): (Tensor, _) = bincode::serde::decode_from_slice(&wire, config).unwrap();
+            assert_eq!(again, *tensor);
+            assert!(tensor.rows(3, &DataType::Float32).is_err());
+        }
+        for bad in ["3", "{\"dtype\": \"float32\"}"] {
             assert!(serde_json::from_str::<Tensor>(bad).is_err(), "{bad}");
         }
-        assert!(lists.rows(3, &DataType::Float32).is_err());
-        let short = Tensor { shape: vec![3, 2], ..lists };
+        for bad in ["[[1], [2, 3]]", "[[\"x\"]]", "[]", "[1, [2]]"] {
+            let tensor: Tensor = serde_json::from_str(bad).unwrap();
+            assert!(tensor.rows(2, &DataType::Float32).is_err(), "{bad}");
+        }
+        let short = Bytes { shape: vec![3, 2], ..lists.bytes().unwrap().into_owned() };
         assert!(short.rows(2, &DataType::Float32).is_err());
     }
 
@@ -306,7 +381,7 @@ mod tests {
         let rows: Tensor = serde_json::from_str("[[1, 2], [3, 4], [5, 6]]").unwrap();
         let model = Model {
             centroids: rows.rows(2, &DataType::Float32).unwrap(),
-            codebook: Some(rows.values(&DataType::Float32).unwrap()),
+            codebook: Some(rows.bytes().unwrap().values(&DataType::Float32).unwrap()),
             rabitq: Some("{}".into()),
         };
         let again = Model::from_ipc(&model.to_ipc().unwrap()).unwrap();

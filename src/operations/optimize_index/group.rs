@@ -92,13 +92,17 @@ impl Group {
             return Ok(None);
         }
         let reference = self.reference(dataset);
+        // A fold is as old as the oldest of its segments, and Lance would take such fragments from it.
+        let changed = rewritten(dataset, &new, column.id).is_some();
         let url = newest.index_details.as_ref().map_or("", |any| any.type_url.as_str());
         let action = if url.ends_with("VectorIndexDetails") || url.is_empty() {
             match reference {
-                Some(reference) if !retrain => match vectors_action(reference, &column, absorb)? {
-                    Some(action) => action,
-                    None => Action::Rebuild(rebuilt(dataset, reference, &column)?),
-                },
+                Some(reference) if !retrain => {
+                    match vectors_action(reference, &column, absorb, changed)? {
+                        Some(action) => action,
+                        None => Action::Rebuild(rebuilt(dataset, reference, &column)?),
+                    }
+                }
                 // A definition that waits for its data, or nothing left of what was indexed.
                 _ => Action::Rebuild(rebuilt(dataset, newest, &column)?),
             }
@@ -106,10 +110,10 @@ impl Group {
             let build = scalar_build(dataset, newest, &column).await?;
             // Lance's fold of these keeps what rows were before they were updated.
             let anew = build.kind.clings() && dataset.manifest.uses_stable_row_ids();
-            let rewritten = build.kind.lingers() && rewritten(dataset, &new, column.id).is_some();
+            let lingers = changed && build.kind.lingers();
             match absorb {
-                _ if retrain || rewritten || reference.is_none() => Action::Rebuild(build),
-                1.. if !anew => Action::Fold { absorb },
+                _ if retrain || lingers || reference.is_none() => Action::Rebuild(build),
+                1.. if !anew && !changed => Action::Fold { absorb },
                 _ => Action::Delta { build, absorb },
             }
         };
@@ -222,12 +226,13 @@ fn vectors_action(
     reference: &IndexMetadata,
     column: &Column,
     absorb: u64,
+    changed: bool,
 ) -> Result<Option<Action>> {
     let derived = derive_vectors(reference, column, u64::MAX)?;
     Ok(match derived {
         Some((kind, vectors)) if vectors.whole_only(kind) => None,
         _ if absorb == 0 => Some(Action::Append { absorb }),
-        Some((kind, _)) if !kind.has_sq() => Some(Action::Fold { absorb }),
+        Some((kind, _)) if !kind.has_sq() && !changed => Some(Action::Fold { absorb }),
         _ => Some(Action::Append { absorb }),
     })
 }

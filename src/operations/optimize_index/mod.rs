@@ -391,7 +391,10 @@ impl Target {
         if is.segments.iter().any(|s| s.keyed_field() != Some(self.field_id)) {
             return again("was made anew over another column".into());
         }
-        let clings = matches!(&self.action, Action::Delta { build, .. } if build.kind.clings());
+        let clings = match &self.action {
+            Action::Delta { build, .. } | Action::Rebuild(build) => build.kind.clings(),
+            Action::Append { .. } | Action::Fold { .. } => false,
+        };
         if clings
             && live.manifest.uses_stable_row_ids()
             && !planned.is_subset(&fragment_bitmap(live))
@@ -399,13 +402,23 @@ impl Target {
             return again("lost fragments to another commit".into());
         }
         let has = |group: &Group, uuid| group.segments.iter().any(|s| s.uuid == uuid);
-        let gone = was.segments.iter().any(|s| !has(is, s.uuid));
         let new: Vec<_> = is.segments.iter().filter(|s| !has(was, s.uuid)).collect();
-        let there = fragment_bitmap(pinned);
-        let replaced = was.segments.iter().any(|s| {
-            s.effective_fragment_bitmap(&there).is_none_or(|covered| !covered.is_disjoint(planned))
-        });
-        if replaced && (gone || !new.is_empty()) {
+        let (then, now) = (fragment_bitmap(pinned), fragment_bitmap(live));
+        let replaced: Vec<_> = was
+            .segments
+            .iter()
+            .filter(|s| {
+                let covered = s.effective_fragment_bitmap(&then);
+                covered.is_none_or(|covered| !covered.is_disjoint(planned))
+            })
+            .collect();
+        // A segment may keep its name where its rows move; it must still be replaced as a whole.
+        let stays = |old: &IndexMetadata| {
+            let Some(there) = is.segments.iter().find(|s| s.uuid == old.uuid) else { return true };
+            let covered = there.effective_fragment_bitmap(&now);
+            covered.is_some_and(|covered| !covered.is_subset(planned))
+        };
+        if replaced.iter().any(|old| stays(old)) || (!replaced.is_empty() && !new.is_empty()) {
             return again("got other segments by another commit".into());
         }
         let taken = union(new.iter().filter_map(|s| s.fragment_bitmap.clone()));

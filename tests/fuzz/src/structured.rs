@@ -88,7 +88,7 @@ fn of_type(root: &Value, schema: &Value, kind: &str, key: &str, depth: u32) -> V
             // Groups of three bytes need no padding.
             vec("[A-Za-z0-9+/]{4}", 0..20).prop_map(|groups| groups.concat().into()).boxed()
         }
-        "string" if matches!(key, "id" | "job_id") => any::<[u8; 16]>()
+        "string" if matches!(key, "id" | "job_id" | "model") => any::<[u8; 16]>()
             .prop_map(|b| {
                 let hex: String = b.iter().map(|b| format!("{b:02x}")).collect();
                 let cut = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];

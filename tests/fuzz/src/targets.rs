@@ -409,7 +409,7 @@ fn adopt(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
     if !contained(fuzz, job)? || !contained(fuzz, task)? {
         return Ok(());
     }
-    let own = fuzz.corpus.work.iter().filter(|w| w.job == job && w.name != "index").any(|w| {
+    let own = fuzz.corpus.work.iter().filter(|w| w.job == job).any(|w| {
         let nth = w.tasks.iter().position(|t| t == task);
         nth.and_then(|nth| w.made(fuzz.api, nth)).is_some_and(|own| own == made)
     });
