@@ -20,6 +20,7 @@ from pathlib import Path
 
 import abi
 import descriptors
+import index
 import jobs
 import memory
 import sides
@@ -39,6 +40,7 @@ from common import (
 PARTS: dict[str, Callable[[Settings], Section]] = {
     "small": small.run,
     "jobs": jobs.run,
+    "index": index.run,
     "descriptors": descriptors.run,
     "start": start.run,
     "abi": abi.run,

@@ -10,18 +10,20 @@ from pathlib import Path
 SEED = 20_240_229
 BATCH_ROWS = 65_536
 TINY_ROWS = 100
+VOCABULARY, WORDS = 50_000, 20
+CLUSTERS, DIMENSION = 1_000, 128
 
 
-def numbers(rows: int):
+def numbers(rows: int, start: int = 0):
     """Eight columns of numbers as they come: keys, counters, measurements, few distinct values."""
     import numpy as np
     import pyarrow as pa
 
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED + start)
     return pa.table(
         {
             "key": rng.integers(0, 2**62, rows),
-            "counter": np.arange(rows),
+            "counter": np.arange(start, start + rows),
             "small": rng.integers(0, 1000, rows, dtype=np.int32),
             "category": rng.integers(0, 12, rows, dtype=np.int16),
             "normal": rng.standard_normal(rows),
@@ -54,6 +56,71 @@ def vectors(rows: int):
 
     values = np.random.default_rng(SEED).standard_normal(rows * 128, dtype=np.float32)
     return pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(values), 128)})
+
+
+def texts(rows: int, start: int = 0):
+    """Twenty words each, drawn from a vocabulary as language has it: few words make most of it."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rng = np.random.default_rng(SEED + start)
+    drawn = rng.choice(VOCABULARY, rows * WORDS, p=frequencies()).astype(np.int32)
+    words = pa.array(vocabulary()).take(pa.array(drawn))
+    offsets = np.arange(0, rows * WORDS + 1, WORDS, dtype=np.int32)
+    lines = pa.ListArray.from_arrays(pa.array(offsets), words)
+    return pa.table({"id": np.arange(start, start + rows), "text": pc.binary_join(lines, " ")})
+
+
+def frequencies():
+    """How often each word of the vocabulary is drawn (Zipf's law)."""
+    import numpy as np
+
+    weights = 1 / np.arange(1, VOCABULARY + 1)
+    return weights / weights.sum()
+
+
+def vocabulary() -> list[str]:
+    """Distinct words of 4 to 12 consonants: none is a stop word, or has an ending that a stemmer
+    knows."""
+    import numpy as np
+
+    rng = np.random.default_rng(SEED)
+    letters = np.array(list("bcdfghjklmnpqrtvwxz"))
+    words: dict[str, None] = {}
+    while len(words) < VOCABULARY:
+        words["".join(rng.choice(letters, rng.integers(4, 13)))] = None
+    return list(words)
+
+
+def clustered(rows: int, start: int = 0):
+    """Vectors of 128 float32 in a thousand clusters of eight directions each, and some noise."""
+    import numpy as np
+    import pyarrow as pa
+
+    fixed = np.random.default_rng(SEED)
+    centers = fixed.standard_normal((CLUSTERS, DIMENSION), dtype=np.float32)
+    directions = fixed.standard_normal((CLUSTERS, 8, DIMENSION), dtype=np.float32)
+    rng = np.random.default_rng(SEED + start + 1)
+    of = rng.integers(0, CLUSTERS, rows)
+    within = rng.standard_normal((rows, 8), dtype=np.float32)
+    values = np.empty((rows, DIMENSION), dtype=np.float32)
+    for cluster in range(CLUSTERS):
+        mine = np.nonzero(of == cluster)[0]
+        values[mine] = centers[cluster] + 0.4 * (within[mine] @ directions[cluster])
+    values += 0.05 * rng.standard_normal(values.shape, dtype=np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), DIMENSION)
+    return pa.table({"id": np.arange(start, start + rows), "vector": vectors})
+
+
+def values_of(rows):
+    """The vectors of a table or batch as a matrix."""
+    import pyarrow as pa
+
+    column = rows["vector"]
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy().reshape(-1, DIMENSION)
 
 
 def arrow_file(table: Callable[[int], object], rows: int) -> Callable[[Path, int], None]:
