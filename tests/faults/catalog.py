@@ -49,6 +49,8 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "compact": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
     "create_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
+    "create_vector_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
+    "optimize_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
 }
 
 

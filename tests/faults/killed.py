@@ -22,10 +22,10 @@ def wait(seconds: float, child: Child) -> float:
 
 def wait_within(run: Run, work: Work, verb: str, child: Child) -> None:
     """Wait for a random part of the time that the child's verb takes, sometimes longer."""
-    known = run.pace.of(work.shape, verb, child)
+    known = run.pace.of(work, verb, child)
     waited = wait(known * run.rng.uniform(0, 1.2), child)
     if child.answered():
-        run.pace.saw(work.shape, verb, child, waited)
+        run.pace.saw(work, verb, child, waited)
 
 
 def wait_for_new(folder: str, known: set[str], child: Child) -> bool:
@@ -50,7 +50,7 @@ def kill_worker(run: Run, work: Work, task: dict[str, str]) -> str:
     """
     child = run.pool.take(fresh=run.fresh())
     run.pace.measure(run, work.shape)
-    folder = f"{work.uri}/_indices" if run.operation == "create_index" else f"{work.uri}/data"
+    folder = f"{work.uri}/{'_indices' if 'index' in work.shape.operation else 'data'}"
     known = names(folder)
     request = work.attempt(task)
     child.ask(**request)
@@ -74,6 +74,7 @@ def worker_killed_retried(run: Run) -> str:
     work.execute(work.tasks[:victim])
     how = [kill_worker(run, work, work.tasks[victim]) for _ in range(run.rng.randint(1, 3))]
     work.execute(work.tasks[victim:], fresh=run.fresh())
+    work.finish()
     work.conclude_committed()
     return f"killed {how[-1]}, retried, committed"
 
@@ -92,7 +93,7 @@ def worker_killed_aborted(run: Run) -> str:
 
 def committed_version(work: Work) -> int:
     """The version that the job has made by now, by what stock pylance sees; 0: none."""
-    if work.run.operation == "compact":  # others only reserve fragment ids
+    if work.shape.operation == "compact":  # others only reserve fragment ids
         return max(oracle.changes(work.uri, work.before.latest), default=0)
     newest = max(oracle.manifests(work.uri), default=0)
     return newest if newest > work.before.latest else 0
@@ -119,7 +120,7 @@ def end_after_kill(run: Run, work: Work, answer: dict | None) -> str:
 def committer_killed(run: Run) -> str:
     """Committers, one after the other, are killed at a random moment of the time that it takes."""
     work = run.work()
-    work.execute(work.tasks)
+    work.complete()
     run.pace.measure(run, work.shape)
     for left in reversed(range(run.rng.choice([1, 1, 2, 3]))):
         child = run.pool.take(fresh=run.fresh())
@@ -134,7 +135,7 @@ def committer_killed(run: Run) -> str:
 def committer_killed_at_manifest(run: Run) -> str:
     """A committer is killed as soon as its manifest, or another file of its commit, is there."""
     work = run.work()
-    work.execute(work.tasks)
+    work.complete()
     child = run.pool.take(fresh=run.fresh())
     watched = run.rng.choice(["_versions", "_versions", "_versions", "_transactions"])
     known = names(f"{work.uri}/{watched}")
@@ -146,7 +147,7 @@ def committer_killed_at_manifest(run: Run) -> str:
 def committer_stalled(run: Run) -> str:
     """A committer freezes in mid-commit, another one commits, and the first goes on."""
     work = run.work()
-    work.execute(work.tasks)
+    work.complete()
     child = run.pool.take(fresh=run.fresh())
     run.pace.measure(run, work.shape)
     watched, known = f"{work.uri}/_transactions", names(f"{work.uri}/_transactions")
@@ -171,7 +172,7 @@ def committer_stalled(run: Run) -> str:
 def aborter_killed(run: Run) -> str:
     """An abort, before or after the commit of the job, is killed; another process does it."""
     work = run.work()
-    work.execute(work.tasks)
+    work.complete()
     run.pace.measure(run, work.shape)
     committed = run.rng.random() < 0.5
     answers = []
@@ -181,7 +182,7 @@ def aborter_killed(run: Run) -> str:
         answers = [work.do(work.commit(first))]
     child = run.pool.take(fresh=run.fresh())
     child.ask("abort", job=work.job_file, results=work.results)
-    wait(run.pace.of(work.shape, "commit", child) * run.rng.uniform(0, 1), child)
+    wait(run.pace.of(work, "commit", child) * run.rng.uniform(0, 1), child)
     answer = run.pool.kill(child)
     when = "before its end" if answer is None else "after its end"
     if committed:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from cases import check_index_answers
+from lance.query import MatchQuery
 
 Stray = Callable[[Path], bool]
 
@@ -243,6 +245,17 @@ def coverage(uri: str, name: str) -> tuple[int, set[int]]:
 def check_index(uri: str, name: str, column: str, rng: random.Random) -> None:
     """The index is used, and answers as a scan does."""
     dataset = lance.dataset(uri)
+    kinds = {index.name: index.index_type.upper() for index in dataset.describe_indices()}
+    assert name in kinds, f"there is no index {name}"
+    if kinds[name] == "INVERTED":
+        check_words(dataset, column, rng)
+    elif kinds[name].startswith("IVF"):
+        check_vectors(dataset, column, rng)
+    else:
+        check_keys(dataset, column, rng)
+
+
+def check_keys(dataset: lance.LanceDataset, column: str, rng: random.Random) -> None:
     values = dataset.to_table(columns=[column])[column].unique().to_pylist()
     chosen = [value for value in rng.sample(values, min(8, len(values))) if value is not None]
     literals = [repr(value) for value in chosen]
@@ -254,3 +267,46 @@ def check_index(uri: str, name: str, column: str, rng: random.Random) -> None:
         f"{column} = " + ("-1" if isinstance(chosen[0], int) else "'nobody'"),
     ]
     check_index_answers(dataset, column, filters)
+
+
+def check_words(dataset: lance.LanceDataset, column: str, rng: random.Random) -> None:
+    """Rows found by a word are those that have it; a word stands between hyphens."""
+    table = dataset.to_table(columns=["id", column])
+    having: dict[str, set[int]] = {}
+    for key, value in zip(*(table[name].to_pylist() for name in ("id", column)), strict=True):
+        for word in (value or "").split("-"):
+            having.setdefault(word, set()).add(key)
+    having.pop("", None)
+    for word in [*rng.sample(sorted(having), 6), "name", "nobody"]:
+        query = MatchQuery(word, column)
+        plan = dataset.scanner(full_text_query=query).explain_plan()
+        assert " MatchQuery: " in plan, f"{word!r} does not use the index:\n{plan}"
+        wanted = {"columns": ["id", "_score"], "limit": len(table)}
+        found = dataset.to_table(full_text_query=query, **wanted)
+        ids = found["id"].to_pylist()
+        assert len(ids) == len(set(ids)), f"{word!r}: rows twice"
+        wrong = sorted(set(ids) ^ having.get(word, set()))
+        assert not wrong, f"{word!r}: {len(wrong)} rows lost or of nobody, {wrong[:5]}"
+
+
+def check_vectors(dataset: lance.LanceDataset, column: str, rng: random.Random) -> None:
+    """With every partition probed, and enough of them looked at exactly, the nearest are those of a
+    scan, each at its true distance."""
+    table = dataset.to_table(columns=["id", column])
+    ids = table["id"].to_numpy()
+    vectors = table[column].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
+    rows = {key: at for at, key in enumerate(ids.tolist())}
+    for at in rng.sample(range(len(ids)), 4):
+        query = vectors[at] + rng.uniform(-100, 100)
+        wanted = {"column": column, "q": query, "k": 5, "nprobes": 1000, "refine_factor": 200}
+        scanner = dataset.scanner(columns=["id", "_distance"], nearest=wanted)
+        plan = scanner.explain_plan()
+        assert "ANNSubIndex" in plan, f"the search does not use the index:\n{plan}"
+        found = scanner.to_table()
+        near = found["id"].to_pylist()
+        assert len(near) == len(set(near)) == 5, f"{near}: rows twice, or too few"
+        true = ((vectors.astype("float64") - query) ** 2).sum(axis=1)
+        of_found = true[[rows[key] for key in near]]
+        assert np.allclose(found["_distance"].to_numpy(), of_found, rtol=1e-3), (near, of_found)
+        nearest = np.sort(true)[:5]
+        assert np.allclose(np.sort(of_found), nearest, rtol=1e-3), (near, of_found, nearest)

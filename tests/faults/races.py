@@ -58,7 +58,7 @@ def check_repeated(works: list[Work], answers: list[dict]) -> list[dict]:
         if "error" not in first:
             assert again.get("already_committed"), again
             assert again["version"] == first["version"], (first, again)
-        elif work.shape.operation != "create_index":
+        elif "index" not in work.shape.operation:
             assert "error" in again, f"refused ({first}), then committed: {again}"
         last.append(again)
     return last
@@ -84,7 +84,7 @@ def create_races_create(run: Run) -> str:
             work.execute(work.tasks[3:])
     else:
         for work in works:
-            work.execute(work.tasks)
+            work.complete()
     answers = together(run, [work.commit() for work in works])
     winners = [i for i, answer in enumerate(answers) if "error" not in answer]
     assert len(winners) == 1, answers
@@ -117,7 +117,7 @@ def append_races_overwrite(run: Run) -> str:
         overwrite = Shape(**{**overwrite.__dict__, "spec": discarding})
     works = side_by_side(run, [append, overwrite])
     for work in works:
-        work.execute(work.tasks)
+        work.complete()
     answers = together(run, [work.commit() for work in works])
     classes(answers, {"conflict"})
     appended, replaced = ["error" not in answer for answer in answers]
@@ -146,7 +146,7 @@ def appends_race(run: Run) -> str:
         run, [first, *run.rng.choices([s for s in same if s.mode == "append"], k=count - 1)]
     )
     for work in works:
-        work.execute(work.tasks)
+        work.complete()
     requests, kinds = [work.commit() for work in works], [""] * count
     if with_pylance:
         requests.append(pylance_append(run, works[0].uri))
@@ -176,9 +176,9 @@ def at_random_order(run: Run, work: Work, other: dict, imports: str) -> tuple[di
     when = run.rng.choice(["before the tasks", "before the commit", "at once", "at once"])
     if when == "before the tasks":
         theirs = run.pool.do(**other, imports=imports)
-        work.execute(work.tasks)
+        work.complete()
         return work.do(work.commit()), theirs, when
-    work.execute(work.tasks)
+    work.complete()
     if when == "before the commit":
         theirs = run.pool.do(**other, imports=imports)
         return work.do(work.commit()), theirs, when
@@ -209,9 +209,9 @@ def covers_nothing(work: Work) -> str:
     """Whether an index was committed of which no fragment is left."""
     if work.shape.operation != "create_index":
         return ""
-    _, covered = oracle.coverage(work.uri, "by_key")
     present = {fragment.fragment_id for fragment in lance.dataset(work.uri).get_fragments()}
-    return "" if covered & present else ", covers nothing"
+    covered = [oracle.coverage(work.uri, index.name)[1] for index in work.shape.indices]
+    return "" if all(ids & present for ids in covered) else ", covers nothing"
 
 
 def beside_others(run: Run) -> Work:
@@ -258,7 +258,7 @@ def compaction_beside(run: Run, work: Work) -> Work:
     name = run.rng.choice(names)
     (shape,) = [s for s in run.shapes.of("compact") if s.name == name]
     other = Work(run, shape, work.uri, "compaction")
-    other.execute(other.tasks)
+    other.complete()
     return other
 
 

@@ -30,7 +30,7 @@ def answer_lost(run: Run) -> str:
     """The caller of a commit never gets its answer, or gives up waiting; it commits again, from
     several processes at once where it is impatient."""
     work = run.work()
-    work.execute(work.tasks)
+    work.complete()
     child = run.pool.take(fresh=run.fresh())
     run.pace.measure(run, work.shape)
     kind = run.rng.choice(["dropped", "deadline"])
@@ -38,7 +38,7 @@ def answer_lost(run: Run) -> str:
     if kind == "dropped":
         child.do(**work.commit())
     else:
-        known = run.pace.of(work.shape, "commit", child)
+        known = run.pace.of(work, "commit", child)
         child.ask(**work.commit(timeout=max(0.0005, known * run.rng.uniform(0, 0.7))))
         wait_within(run, work, "commit", child)  # learns where it is quicker
         first = child.answer()
@@ -69,6 +69,7 @@ def duplicate_attempts(run: Run) -> str:
     if run.rng.random() < 0.25:
         work.conclude_aborted()
         return "aborted"
+    work.finish()
     work.conclude_committed()
     return "committed"
 
@@ -86,7 +87,7 @@ def late_attempt(run: Run) -> str:
     child.ask(**request)
     wait_within(run, work, "execute", child)
     child.stop()
-    work.execute(work.tasks)
+    work.complete()
     committed = work.do(work.commit())
     child.go_on()
     late = child.answer()
@@ -94,6 +95,10 @@ def late_attempt(run: Run) -> str:
     if late.get("class") == "retry_task":
         # The dataset that it was about to create came into being under its hands: the same again.
         late = work.do(work.attempt(victim))
+    if late.get("class") == "replan" and work.earlier:
+        # What the stage before had made for it is used up, and removed by the commit.
+        work.conclude_committed([committed, work.do(work.commit())])
+        return "too late for what the stage before had made"
     if "error" in late:
         # Its task reads what is still there; nothing of what the commit did is in its way.
         raise AssertionError(f"the late attempt failed: {late}")
@@ -107,9 +112,10 @@ def two_committers(run: Run) -> str:
     """Processes commit one job at the same moment, with the same results or with others."""
     work = run.work()
     work.execute(work.tasks)
+    later = work.finish()
     sets = [list(work.results)]
     if run.rng.random() < 0.5:
-        sets.append(work.execute(work.tasks))
+        sets.append([*work.earlier, *work.execute(work.tasks), *later])
     count = run.rng.choice([2, 2, 3])
     requests = [work.commit(sets[i % len(sets)]) for i in range(count)]
     answers = together(run, requests)

@@ -63,6 +63,15 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Index:
+    """An index that is there after the job, in so many segments (None: any number)."""
+
+    name: str
+    column: str
+    segments: int | None = None
+
+
+@dataclass(frozen=True)
 class Shape:
     """One kind of job.
 
@@ -71,6 +80,7 @@ class Shape:
         spec: for a dataset's URI.
         streams: paths of the rows by partition, for an open job.
         added: rows that the job writes.
+        stages: how many rounds of tasks the job has.
     """
 
     name: str
@@ -79,7 +89,8 @@ class Shape:
     spec: Callable[[str], object]
     streams: dict[str, str] = field(default_factory=dict)
     added: pa.Table | None = None
-    index: tuple[str, str] | None = None
+    indices: tuple[Index, ...] = ()
+    stages: int = 1
 
     @property
     def mode(self) -> str:
@@ -100,17 +111,16 @@ class Shape:
 
     def check(self, uri: str, rng: random.Random) -> None:
         """What holds of the newest version beyond its rows, once the job is committed."""
-        if self.index is None:
-            return
-        name, column = self.index
-        segments, covered = oracle.coverage(uri, name)
-        assert segments, f"there is no index {name}"
         present = {fragment.fragment_id for fragment in lance.dataset(uri).get_fragments()}
-        if self.operation == "create_index":
-            assert segments == min(4, len(present)), segments
-            assert covered == present, (covered, present)
-        if covered & present:
-            oracle.check_index(uri, name, column, rng)
+        for index in self.indices:
+            segments, covered = oracle.coverage(uri, index.name)
+            assert segments, f"there is no index {index.name}"
+            if index.segments is not None:
+                assert segments == min(index.segments, len(present)), segments
+            if "index" in self.operation:
+                assert covered == present, (index.name, covered, present)
+            if covered & present:
+                oracle.check_index(uri, index.name, index.column, rng)
 
 
 class Shapes:
@@ -125,7 +135,13 @@ class Shapes:
         return Sources(self.folder / "sources")
 
     def of(self, operation: str) -> list[Shape]:
-        kinds = {"write": self.writes, "compact": self.compacts, "create_index": self.indices}
+        kinds = {
+            "write": self.writes,
+            "compact": self.compacts,
+            "create_index": self.scalar_indices,
+            "create_vector_index": self.vector_indices,
+            "optimize_index": self.optimizations,
+        }
         return kinds[operation]()
 
     def dataset(self, name: str, rows: int, per_file: int, index: str = "", **options) -> Path:
@@ -139,6 +155,22 @@ class Shapes:
             dataset.delete("id % 50 = 7")
             if index:
                 dataset.create_scalar_index(index, "BTREE", name="by_key")
+            self.made[name] = path
+        return path
+
+    def grown(self, name: str, **options) -> Path:
+        """A dataset with a BTREE and an IVF_FLAT, and rows that came after both were built."""
+        path = self.folder / f"{name}.lance"
+        if name not in self.made:
+            start = 1_000_000
+            dataset = lance.write_dataset(
+                table(6000, start), path, max_rows_per_file=1000, **options
+            )
+            dataset.create_scalar_index("id", "BTREE", name="by_key")
+            dataset.create_index("vector", "IVF_FLAT", name="by_vector", num_partitions=4)
+            more = table(2500, start + 6000)
+            dataset = lance.write_dataset(more, path, max_rows_per_file=900, mode="append")
+            dataset.delete("id % 50 = 7")
             self.made[name] = path
         return path
 
@@ -194,37 +226,71 @@ class Shapes:
                 "compact",
                 template,
                 lambda uri: lt.Compact(uri, target_rows_per_fragment=6000, **options),
-                index=("by_key", "id") if "indexed" in template.name else None,
+                indices=(Index("by_key", "id"),) if "indexed" in template.name else (),
             )
 
         return [shape(name) for name in kinds]
 
-    def indices(self) -> list[Shape]:
+    def scalar_indices(self) -> list[Shape]:
+        small = self.dataset("small", ROWS, 2000)
+        indexed = self.dataset("small-indexed", ROWS, 2000, index="id")
         kinds = {
-            "id": (self.dataset("small", ROWS, 2000), "id", {}),
-            "name": (self.dataset("small", ROWS, 2000), "name", {}),
-            "replace": (
-                self.dataset("small-indexed", ROWS, 2000, index="id"),
-                "id",
-                {"replace": True},
-            ),
+            "id": (small, "id", 4, {"index_type": "BTREE"}),
+            "name": (small, "name", 4, {"index_type": "BTREE"}),
+            "replace": (indexed, "id", 4, {"index_type": "BTREE", "replace": True}),
+            "words": (small, "name", 3, {"index_type": "INVERTED"}),
+        }
+        return [self.index(f"index-{kind}", *kinds[kind]) for kind in kinds]
+
+    def vector_indices(self) -> list[Shape]:
+        """A stage that trains, one of segments, and sometimes one that merges them."""
+        small = self.dataset("vectors", 9000, 1000)
+        stable = self.dataset("vectors-stable", 9000, 1000, enable_stable_row_ids=True)
+        few = {"num_partitions": 4, "max_iters": 5}
+        pq = {"index_type": "IVF_PQ", "num_sub_vectors": 2, "num_bits": 4, **few}
+        flat = {"index_type": "IVF_FLAT", **few}
+        kinds = {
+            "pq": (small, 3, pq, 2),
+            "pq-merged": (small, 1, {"num_segments": 3, "merge": True, **pq}, 3),
+            "flat-stable": (stable, 3, flat, 2),
+        }
+        return [
+            self.index(f"index-{kind}", template, "vector", segments, options, stages)
+            for kind, (template, segments, options, stages) in kinds.items()
+        ]
+
+    def index(
+        self,
+        name: str,
+        template: Path,
+        column: str,
+        segments: int,
+        options: dict[str, object],
+        stages: int = 1,
+    ) -> Shape:
+        def spec(uri: str) -> lt.CreateIndex:
+            given = {"num_segments": segments, **options}
+            return lt.CreateIndex(uri, column=column, name="by_key", **given)
+
+        index = Index("by_key", column, segments)
+        return Shape(name, "create_index", template, spec, indices=(index,), stages=stages)
+
+    def optimizations(self) -> list[Shape]:
+        """Deltas of two indices at once."""
+        kinds = {
+            "both": (self.grown("grown"), {}),
+            "both-in-two": (self.grown("grown"), {"num_segments": 2}),
+            "both-stable": (self.grown("grown-stable", enable_stable_row_ids=True), {}),
         }
 
         def shape(kind: str) -> Shape:
-            template, column, options = kinds[kind]
+            template, options = kinds[kind]
             return Shape(
-                f"index-{kind}",
-                "create_index",
+                f"optimize-{kind}",
+                "optimize_index",
                 template,
-                lambda uri: lt.CreateIndex(
-                    uri,
-                    column=column,
-                    index_type="BTREE",
-                    name="by_key",
-                    num_segments=4,
-                    **options,
-                ),
-                index=("by_key", column),
+                lambda uri: lt.OptimizeIndex(uri, **options),
+                indices=(Index("by_key", "id"), Index("by_vector", "vector")),
             )
 
         return [shape(kind) for kind in kinds]

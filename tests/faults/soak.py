@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many faults of every kind, and how each ended.
 
-    python tests/faults/soak.py [--faults N] [--operation write|compact|create_index|all]
+    python tests/faults/soak.py [--faults N] [--operation OPERATION|all]
                                 [--fault NAME] [--seed S] [--seconds MAX] [--again ID]
 
 Ends with a table, and with 1 where something was not as it must be; the folder of each such fault

@@ -53,11 +53,12 @@ class Disk:
 
 
 def needed(work: Work) -> int:
-    """Bytes that one round of the job's tasks writes, by doing it, and giving it up."""
+    """Bytes that one round of the tasks writes, by doing it; then the job is prepared anew."""
+    before = oracle.files(work.uri)
     work.execute(work.tasks)
-    size = sum(oracle.files(work.uri).values()) - sum(work.before.files.values())
+    size = sum(oracle.files(work.uri).values()) - sum(before.values())
     work.abort(work.results)
-    work.results = []
+    work.prepare()
     return size
 
 
@@ -79,7 +80,7 @@ def disk_full_at_task(run: Run) -> str:
                 check_clear(answer)
                 code = answer["code"]
                 failed.append(task)
-                if run.operation == "write":
+                if work.shape.operation == "write":
                     check_same_files(uri, before)
             else:
                 work.results.append(answer["out"])
@@ -92,6 +93,7 @@ def disk_full_at_task(run: Run) -> str:
             return f"{code}, aborted"
         disk.empty()
         work.execute(failed)
+        work.finish()
         work.conclude_committed()
         return f"{code}, retried with room, committed"
 
@@ -112,7 +114,7 @@ def disk_full_at_commit(run: Run) -> str:
         shape = run.shape()
         shape.copy(uri)
         work = Work(run, shape, uri)
-        work.execute(work.tasks)
+        work.complete()
         disk.leave(4096 * run.rng.choice([0, 0, 1, 2, 3]))
         answer = work.do(work.commit())
         if "error" not in answer:
@@ -136,15 +138,18 @@ def file_too_large(run: Run) -> str:
     """Where no file system can be mounted: files cannot grow beyond a limit, as on a full disk."""
     work = run.work()
     task = run.rng.choice(work.tasks)
-    limit = run.rng.randint(0, 30_000)
+    known = oracle.files(work.uri)
+    work.execute([task])
+    written = {name: size for name, size in oracle.files(work.uri).items() if name not in known}
+    limit = int(max(written.values()) * run.rng.uniform(0, 0.95))
     before = oracle.files(work.uri)
     answer = run.pool.do(**work.attempt(task), file_size=limit)
     assert "error" in answer, f"files of {limit} bytes were enough"
     check_clear(answer)
     code = answer["code"]
-    if run.operation == "write":
+    if work.shape.operation == "write":
         check_same_files(work.uri, before)
-    work.execute(work.tasks)
+    work.complete()
     work.conclude_committed()
     return f"{code}, retried with room, committed"
 
@@ -164,17 +169,22 @@ def clean_up(uri: str, delete_unverified: bool = False) -> None:
 
 def pin_cleaned_away(run: Run) -> str:
     """The job's version is cleaned away at some point before the commit."""
-    work = run.work("append", "overwrite", "compact", "index")
+    work = run.work("append", "overwrite", "compact", "index", "optimize")
     rng = run.rng
     point = rng.choice(["plan", "execute", "commit"])
-    done = {"plan": 0, "execute": rng.randrange(len(work.tasks)), "commit": len(work.tasks)}[point]
-    work.execute(work.tasks[:done])
+    if point == "commit":
+        work.complete()
+        left = []
+    else:
+        done = rng.randrange(len(work.tasks)) if point == "execute" else 0
+        work.execute(work.tasks[:done])
+        left = work.tasks[done:]
     since = rng.choice([1, 1, 1, 2, 3])
     for _ in range(since):
         rows = insert(work)
     clean_up(work.uri)
     steps = [{"verb": "plan", "job": work.job_file, "results": work.results}]
-    steps += [work.attempt(task) for task in work.tasks[done:]]
+    steps += [work.attempt(task) for task in left]
     errors = []
     for step in steps:
         answer = work.do(step, fresh=True)
@@ -182,7 +192,8 @@ def pin_cleaned_away(run: Run) -> str:
             errors.append(answer)
         elif step["verb"] == "execute":
             work.results.append(answer["out"])
-    if len(work.results) == len(work.tasks):
+    last = work.stage + 1 == work.shape.stages
+    if point == "commit" or (last and len(work.results) == len(work.earlier) + len(work.tasks)):
         answer = work.do(work.commit(), fresh=True)
         assert "error" in answer, f"committed on a version that is gone: {answer}"
         errors.append(answer)
@@ -205,8 +216,8 @@ def pin_cleaned_away(run: Run) -> str:
 
 def files_cleaned_away(run: Run) -> str:
     """A careless cleanup removes what the tasks have written; nothing is committed of it."""
-    work = run.work("append", "overwrite", "compact", "index")
-    work.execute(work.tasks)
+    work = run.work("append", "overwrite", "compact", "index", "optimize")
+    work.complete()
     clean_up(work.uri, delete_unverified=True)
     now = oracle.Snapshot(work.uri)
     answer = work.do(work.commit())

@@ -8,13 +8,18 @@ import environment
 import pytest
 from catalog import FAULTS, Bench, Id
 
-ROUNDS = 2
+# Operations of several stages take longer; what they have in common the others show as well.
+ROUNDS = {"create_vector_index": 1, "optimize_index": 1}
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize(
-    ("operation", "fault"),
-    [(operation, fault.__name__) for operation, faults in FAULTS.items() for fault in faults],
+    ("operation", "fault", "number"),
+    [
+        (operation, fault.__name__, number)
+        for operation, faults in FAULTS.items()
+        for fault in faults
+        for number in range(ROUNDS.get(operation, 2))
+    ],
 )
 def test_fault(bench: Bench, seed: int, operation: str, fault: str, number: int) -> None:
     bench.run(Id(seed, operation, fault, number))
@@ -30,4 +35,4 @@ def test_full_disk_without_being_root(seed: int) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "3 faults in" in run.stdout
+    assert f"{len(FAULTS)} faults in" in run.stdout

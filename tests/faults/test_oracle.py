@@ -3,12 +3,14 @@
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import lance
 import oracle
 import pyarrow as pa
 import pytest
+from shapes import table
 from support import numbers
 
 ROWS = numbers(600)
@@ -171,8 +173,83 @@ def test_referenced_file_gone(uri: str) -> None:
         oracle.check_files_exist(uri)
 
 
-def test_index_that_is_not_used(uri: str) -> None:
+def test_index_that_is_not_there(uri: str) -> None:
     lance.dataset(uri).drop_index("by_key")
     assert oracle.coverage(uri, "by_key") == (0, set())
-    with pytest.raises(AssertionError, match="does not use the index"):
+    with pytest.raises(AssertionError, match="there is no index"):
         oracle.check_index(uri, "by_key", "id", random.Random(0))
+    with pytest.raises(AssertionError, match="does not use the index"):
+        oracle.check_keys(lance.dataset(uri), "id", random.Random(0))
+
+
+class Lying:
+    """A dataset whose index searches go through `change`."""
+
+    def __init__(self, dataset: lance.LanceDataset, change: Callable[[pa.Table], pa.Table]) -> None:
+        self.dataset, self.change = dataset, change
+        self.search: lance.LanceScanner | None = None
+
+    def scanner(self, **options: object) -> object:
+        self.search = self.dataset.scanner(**options)
+        return self
+
+    def explain_plan(self) -> str:
+        assert self.search is not None
+        return self.search.explain_plan()
+
+    def to_table(self, **options: object) -> pa.Table:
+        if "full_text_query" in options:
+            return self.change(self.dataset.to_table(**options))
+        if options:
+            return self.dataset.to_table(**options)
+        assert self.search is not None
+        return self.change(self.search.to_table())
+
+
+def rows_of_others(table: pa.Table) -> pa.Table:
+    """Another row's id in the first row."""
+    ids = table["id"].to_pylist()
+    return table.set_column(
+        table.column_names.index("id"), "id", pa.array([ids[0] ^ 1, *ids[1:]], pa.int64())
+    )
+
+
+WRONG = {
+    "lost": lambda table: table.slice(1),
+    "twice": lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, len(table) - 1)]),
+    "of nobody": rows_of_others,
+}
+
+
+@pytest.mark.parametrize("wrong", [None, *WRONG])
+def test_words(uri: str, wrong: str | None) -> None:
+    dataset = lance.dataset(uri)
+    with pytest.raises(AssertionError, match="does not use the index"):
+        oracle.check_words(dataset, "name", random.Random(0))
+    dataset.create_scalar_index("name", "INVERTED", name="by_word")
+    oracle.check_index(uri, "by_word", "name", random.Random(0))
+    append(uri, numbers(10, 1000))  # which no segment covers
+    oracle.check_index(uri, "by_word", "name", random.Random(0))
+    if wrong:
+        with pytest.raises(AssertionError, match=r"lost or of nobody|rows twice"):
+            oracle.check_words(Lying(lance.dataset(uri), WRONG[wrong]), "name", random.Random(0))
+
+
+@pytest.mark.parametrize("wrong", [None, *WRONG])
+@pytest.mark.parametrize("kind", ["IVF_FLAT", "IVF_PQ"])
+def test_vectors(tmp_path: Path, kind: str, wrong: str | None) -> None:
+    uri = str(tmp_path / "vectors.lance")
+    dataset = lance.write_dataset(table(3000), uri, max_rows_per_file=500)
+    dataset.delete("id % 50 = 7")
+    with pytest.raises(AssertionError, match="does not use the index"):
+        oracle.check_vectors(dataset, "vector", random.Random(0))
+    options = {"num_sub_vectors": 2, "num_bits": 4} if kind == "IVF_PQ" else {}
+    dataset.create_index("vector", kind, name="near", num_partitions=4, **options)
+    oracle.check_index(uri, "near", "vector", random.Random(0))
+    append(uri, table(10, 5000))
+    oracle.check_index(uri, "near", "vector", random.Random(0))
+    if wrong:
+        with pytest.raises(AssertionError, match=r"rows twice, or too few|array"):
+            oracle.check_vectors(
+                Lying(lance.dataset(uri), WRONG[wrong]), "vector", random.Random(0)
+            )

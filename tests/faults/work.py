@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import oracle
 import pyarrow as pa
@@ -22,7 +23,7 @@ class Run:
     Attributes:
         rng: every choice comes from it.
         folder: an empty folder of the fault's own.
-        operation: "write", "compact" or "create_index".
+        operation: a key of `catalog.FAULTS`.
     """
 
     rng: random.Random
@@ -48,22 +49,28 @@ class Run:
 class Work:
     """A prepared job, with its tasks, and the results that its orchestrator knows."""
 
-    def __init__(self, run: Run, shape: Shape, uri: str = "", name: str = "work") -> None:
+    def __init__(
+        self, run: Run, shape: Shape, uri: str = "", name: str = "work", stage: int | None = None
+    ) -> None:
         self.run, self.shape = run, shape
+        # Of the stages, the one that faults are for.
+        self.stage = run.rng.randrange(shape.stages) if stage is None else stage
         self.folder = run.folder / name
         (self.folder / "results").mkdir(parents=True)
         self.uri = uri or str(run.folder / "dataset.lance")
         if not uri:
             shape.copy(self.uri)
         self.before = oracle.Snapshot(self.uri)
-        self.results: list[str] = []
         self.attempts = 0
         # Files that may stay although no version refers to them, where others write as well.
         self.strays: oracle.Stray | None = None
         self.prepare()
 
     def prepare(self) -> None:
-        """Prepare the job, anew where it was before, and plan its tasks."""
+        """Prepare the job, anew where it was before, and come to the stage that faults are for.
+
+        `tasks` are those of that stage; the results of the ones before are known.
+        """
         streams = self.shape.streams
         schema = self.run.shapes.sources.rows.schema if streams else None
         self.job = lt.prepare(self.shape.spec(self.uri), schema=schema)
@@ -73,11 +80,26 @@ class Work:
             planned = [(self.job.task(name), data) for name, data in streams.items()]
         else:
             planned = [(task, None) for task in lt.plan(self.job)]
-        self.tasks: list[dict[str, str]] = []
-        for number, (task, data) in enumerate(planned):
-            path = self.folder / f"task-{self.job.id}-{number}"
+        self.results: list[str] = []
+        self.tasks = self.put(planned)
+        for _ in range(self.stage):
+            self.execute(self.tasks)
+            self.tasks = self.planned()
+        self.earlier = list(self.results)
+
+    def planned(self) -> list[dict[str, str]]:
+        """The tasks of the stage that follows from the results."""
+        results = [lt.Result.from_bytes(Path(path).read_bytes()) for path in self.results]
+        return self.put([(task, None) for task in lt.plan(self.job, results)])
+
+    def put(self, tasks: Iterable[tuple[lt.Task, str | None]]) -> list[dict[str, str]]:
+        """Tasks as files, with the paths of their rows where they have any."""
+        made = []
+        for task, data in tasks:
+            path = self.folder / f"task-{len(list(self.folder.iterdir()))}"
             path.write_bytes(task.to_bytes())
-            self.tasks.append({"task": str(path)} | ({"data": data} if data else {}))
+            made.append({"task": str(path)} | ({"data": data} if data else {}))
+        return made
 
     @property
     def after(self) -> pa.Table:
@@ -110,6 +132,18 @@ class Work:
             made.append(answer["out"])
         self.results += made
         return made
+
+    def finish(self) -> list[str]:
+        """Do the stages after the one that faults are for; their results."""
+        made = []
+        for _ in range(self.stage + 1, self.shape.stages):
+            made += self.execute(self.planned())
+        return made
+
+    def complete(self) -> None:
+        """Do all that is left, where nothing goes wrong."""
+        self.execute(self.tasks)
+        self.finish()
 
     def do(self, request: dict, fresh: bool | None = None) -> dict:
         return self.run.pool.do(**request, fresh=self.run.fresh() if fresh is None else fresh)
@@ -171,13 +205,12 @@ class Work:
         """After an abort: the same job, prepared again, goes through."""
         self.before = oracle.Snapshot(self.uri)
         self.prepare()
-        self.results = []
-        if not self.tasks:  # others have done it all
+        if not self.tasks and not self.results:  # others have done it all
             answer = self.do(self.commit())
             assert answer.get("version") == self.before.latest, answer
             oracle.check_untouched(self.before, self.strays)
             return
-        self.execute(self.tasks)
+        self.complete()
         self.conclude_committed()
 
 
@@ -187,29 +220,41 @@ class Pace:
     def __init__(self) -> None:
         self.known: dict[tuple[str, str, bool], float] = {}
 
-    def of(self, shape: Shape, verb: str, child: Child) -> float:
-        """Seconds that `execute` (of one task) or `commit` of this shape take in such a process."""
-        return self.known[shape.name, verb, child.fresh]
+    @staticmethod
+    def _key(work: Work, verb: str, fresh: bool) -> tuple[str, str, bool]:
+        return (work.shape.name, f"{verb}-{work.stage}" if verb == "execute" else verb, fresh)
 
-    def saw(self, shape: Shape, verb: str, child: Child, seconds: float) -> None:
+    def of(self, work: Work, verb: str, child: Child) -> float:
+        """Seconds that `execute` (of one task of this stage) or `commit` of such a job take in such
+        a process."""
+        return self.known[self._key(work, verb, child.fresh)]
+
+    def saw(self, work: Work, verb: str, child: Child, seconds: float) -> None:
         """It took no longer than that."""
-        key = (shape.name, verb, child.fresh)
+        key = self._key(work, verb, child.fresh)
         self.known[key] = 0.75 * self.known[key] + 0.25 * min(seconds, self.known[key])
 
     def measure(self, run: Run, shape: Shape) -> None:
-        """Unless that is known, do the whole job twice: with a process that starts, and a warm one
+        """Unless that is known, do the whole job twice: with processes that start, and warm ones
         for the commit; and the other way round."""
         for number in range(0 if (shape.name, "commit", False) in self.known else 2):
             folder = run.folder / f"pace-{number}"
             folder.mkdir()
             uri = str(folder / "dataset.lance")
             shape.copy(uri)
-            work = Work(run, shape, uri, f"{folder.name}/work")
-            child = run.pool.take(fresh=True)
-            times = [self._time(child, work.attempt(task)) for task in work.tasks]
-            self.known[shape.name, "execute", True] = times[0]
-            self.known[shape.name, "execute", False] = sorted(times[1:])[len(times[1:]) // 2]
-            work.results = [str(path) for path in (work.folder / "results").iterdir()]
+            work = Work(run, shape, uri, f"{folder.name}/work", stage=0)
+            while True:
+                child = run.pool.take(fresh=True)
+                # The last one once more, so that there is one that meets a warm process.
+                tasks = [*work.tasks, work.tasks[-1]]
+                times = [self._time(child, work.attempt(task)) for task in tasks]
+                self.known[self._key(work, "execute", True)] = times[0]
+                self.known[self._key(work, "execute", False)] = median(times[1:])
+                work.results = [str(path) for path in (work.folder / "results").iterdir()]
+                if work.stage + 1 == shape.stages:
+                    break
+                run.pool.give_back(child)
+                work.stage, work.tasks = work.stage + 1, work.planned()
             if number == 0:
                 run.pool.give_back(child)
                 child = run.pool.take(fresh=True)

@@ -7,8 +7,10 @@ Tests of the five verbs are parametrized by these, so that each promise is shown
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import lance
+import numpy as np
 import pyarrow as pa
 from support import assert_same, make_dataset, numbers, read, write_parquet_files
 
@@ -20,6 +22,8 @@ class Case(ABC):
     spec: object
     before: pa.Table
     version_before: int
+    # Stages of a single task each that come before the tasks that are done side by side.
+    stages_before = 0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,6 +34,14 @@ class Case(ABC):
     @abstractmethod
     def set_up(self) -> None:
         """Make what is there before the job, and `self.spec`."""
+
+    def begin(self) -> tuple[lt.Job, list[lt.Result]]:
+        """The job, and the results of the stages before the one whose tasks go side by side."""
+        job = lt.prepare(self.spec)
+        results: list[lt.Result] = []
+        for _ in range(self.stages_before):
+            results += [lt.execute(task) for task in lt.plan(job, results)]
+        return job, results
 
     @abstractmethod
     def check(self) -> None:
@@ -150,39 +162,132 @@ class CreateIndex(Case):
     """A BTREE over 12 fragments with some rows deleted, in 4 segments."""
 
     name = "create_index"
+    options: ClassVar[dict[str, object]] = {
+        "column": "id",
+        "index_type": "BTREE",
+        "name": "by_id",
+        "num_segments": 4,
+    }
 
     def set_up(self) -> None:
         make_dataset(self.uri).delete("id % 50 = 7")
         self.remember()
-        self.spec = lt.CreateIndex(
-            self.uri, column="id", index_type="BTREE", name="by_id", num_segments=4
-        )
+        self.spec = lt.CreateIndex(self.uri, **self.options)
 
     def spec_json(self) -> bytes:
-        return json.dumps(
-            {
-                "operation": "create_index",
-                "uri": self.uri,
-                "column": "id",
-                "index_type": "BTREE",
-                "name": "by_id",
-                "num_segments": 4,
-            }
-        ).encode()
+        return json.dumps({"operation": "create_index", "uri": self.uri, **self.options}).encode()
 
     def check(self) -> None:
         assert_same(read(self.uri), self.before)
         dataset = lance.dataset(self.uri)
         (index,) = dataset.describe_indices()
-        assert index.name == "by_id"
-        assert len(index.segments) == 4
-        covered = [i for segment in index.segments for i in segment.fragment_ids]
-        assert sorted(covered) == [f.fragment_id for f in dataset.get_fragments()]
+        assert index.name == self.options["name"]
+        assert len(index.segments) == self.options["num_segments"]
+        check_covers_all(dataset)
+        self.check_answers(dataset)
+
+    def check_answers(self, dataset: lance.LanceDataset) -> None:
         check_index_answers(dataset, "id", ["id = 600", "id = 607", "id in (1, 99, 1199, 5000)"])
 
     def input_file(self) -> Path:
         file = lance.dataset(self.uri).get_fragments()[5].data_files()[0]
         return Path(self.uri, "data", file.path)
+
+
+class CreateVectorIndex(CreateIndex):
+    """An IVF_FLAT over 12 fragments with some rows deleted: one task that trains, 3 segments."""
+
+    name = "create_vector_index"
+    stages_before = 1
+    options: ClassVar[dict[str, object]] = {
+        "column": "vector",
+        "index_type": "IVF_FLAT",
+        "name": "by_vector",
+        "num_segments": 3,
+    }
+    params: ClassVar[dict[str, object]] = {"num_partitions": 4, "metric": "l2"}
+
+    def set_up(self) -> None:
+        dataset = lance.write_dataset(with_vectors(numbers(1200)), self.uri, max_rows_per_file=100)
+        dataset.delete("id % 50 = 7")
+        self.remember()
+        self.spec = lt.CreateIndex(self.uri, **self.options, **self.params)
+
+    def spec_json(self) -> bytes:
+        spec = {"operation": "create_index", "uri": self.uri, **self.options, "params": self.params}
+        return json.dumps(spec).encode()
+
+    def check_answers(self, dataset: lance.LanceDataset) -> None:
+        check_neighbours(dataset, "vector")
+
+
+class OptimizeIndex(Case):
+    """A BTREE and an IVF_FLAT over 8 fragments, and 4 fragments that came after them: 2 segments
+    for each."""
+
+    name = "optimize_index"
+
+    def set_up(self) -> None:
+        table = with_vectors(numbers(1200))
+        dataset = lance.write_dataset(table.slice(0, 800), self.uri, max_rows_per_file=100)
+        dataset.create_scalar_index("id", "BTREE", name="by_id")
+        dataset.create_index("vector", "IVF_FLAT", name="by_vector", num_partitions=4)
+        dataset = lance.write_dataset(
+            table.slice(800), self.uri, mode="append", max_rows_per_file=100
+        )
+        dataset.delete("id % 50 = 7")
+        self.remember()
+        self.spec = lt.OptimizeIndex(self.uri, num_segments=2)
+
+    def spec_json(self) -> bytes:
+        spec = {"operation": "optimize_index", "uri": self.uri, "num_segments": 2}
+        return json.dumps(spec).encode()
+
+    def check(self) -> None:
+        assert_same(read(self.uri), self.before)
+        dataset = lance.dataset(self.uri)
+        assert dataset.version == self.version_before + 1
+        indices = {index.name: index for index in dataset.describe_indices()}
+        assert indices.keys() == {"by_id", "by_vector"}
+        for index in indices.values():
+            assert len(index.segments) == 3
+        check_covers_all(dataset)
+        check_index_answers(dataset, "id", ["id = 600", "id = 907", "id in (1, 99, 1199, 5000)"])
+        check_neighbours(dataset, "vector")
+
+    def input_file(self) -> Path:
+        file = lance.dataset(self.uri).get_fragments()[9].data_files()[0]
+        return Path(self.uri, "data", file.path)
+
+
+def with_vectors(table: pa.Table) -> pa.Table:
+    """With a column of vectors around a few points, none of them twice."""
+    rng = np.random.default_rng(1)
+    ids = table["id"].to_numpy()
+    values = 10 * (ids % 5)[:, None] + rng.standard_normal((len(ids), 8))
+    flat = pa.array(values.astype(np.float32).reshape(-1))
+    return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, 8))
+
+
+def check_covers_all(dataset: lance.LanceDataset) -> None:
+    """The segments of each index cover every fragment, once."""
+    present = [fragment.fragment_id for fragment in dataset.get_fragments()]
+    for index in dataset.describe_indices():
+        covered = sorted(i for segment in index.segments for i in segment.fragment_ids)
+        assert covered == present, index.name
+
+
+def check_neighbours(dataset: lance.LanceDataset, column: str) -> None:
+    """With all partitions probed, a search by the index gives what a scan gives."""
+    for at in (0, 500, 1100):
+        query = dataset.take([at], columns=[column])[column][0].values.to_numpy() + 0.25
+        nearest = {"column": column, "q": query, "k": 10, "nprobes": 100}
+        scanner = dataset.scanner(columns=["id", "_distance"], nearest=nearest)
+        assert "ANNSubIndex" in scanner.explain_plan(), "the search does not use the index"
+        full = dataset.to_table(
+            columns=["id", "_distance"], nearest={**nearest, "use_index": False}
+        )
+        assert_same(scanner.to_table().sort_by("_distance"), full.sort_by("_distance"))
 
 
 def check_index_answers(dataset, column: str, filters: list[str]) -> None:
@@ -196,4 +301,4 @@ def check_index_answers(dataset, column: str, filters: list[str]) -> None:
         assert_same(with_index.sort_by(column), full.to_table().sort_by(column))
 
 
-CASES = [Create, Append, Overwrite, Compact, CreateIndex]
+CASES = [Create, Append, Overwrite, Compact, CreateIndex, CreateVectorIndex, OptimizeIndex]

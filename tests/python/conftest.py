@@ -45,10 +45,21 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["create", "append", "overwrite", "compact", "create_index"])
+CASES = [
+    "create",
+    "append",
+    "overwrite",
+    "compact",
+    "create_index",
+    "create_vector_index",
+    "optimize_index",
+]
+
+
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path: Path):
     """One job of every operation, see cases.py."""
-    from cases import CASES
+    import cases
 
-    (kind,) = [kind for kind in CASES if kind.name == request.param]
+    (kind,) = [kind for kind in cases.CASES if kind.name == request.param]
     return kind(tmp_path)

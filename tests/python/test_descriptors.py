@@ -227,16 +227,19 @@ def test_result_of_no_task_of_the_job(case) -> None:
 # Results that do not tell the truth
 
 
-def tampered(case, edit, position: int = 0) -> None:
+def tampered(case, edit) -> None:
     """Commit refuses the edited result, and takes the honest one."""
     job = lt.prepare(case.spec)
     results = finish(job)
+    position = case.stages_before
     forged = edit(results[position])
     assert forged.to_bytes() != results[position].to_bytes()
     rest = results[:position] + results[position + 1 :]
     with unchanged(case.folder), pytest.raises(lt.Error) as caught:
         lt.commit(job, [*rest, forged])
-    assert caught.value.code in ("VERIFICATION", "INVALID_ARGUMENT", "DECODE", "NOT_FOUND")
+    # A file that the dataset has may as well have come there by another commit.
+    codes = ("VERIFICATION", "INVALID_ARGUMENT", "DECODE", "NOT_FOUND", "CONFLICT")
+    assert caught.value.code in codes
     case.check_untouched()
     lt.commit(job, results)
     case.check()
@@ -263,14 +266,14 @@ def test_payload_emptied(case) -> None:
 
 
 def test_output_dropped(case) -> None:
-    if case.name == "create_index":
+    if "index" in case.name:
         tampered(case, lambda r: edit_result(r, index_segments=[]))
     else:
         tampered(case, lambda r: edit_fragments(r, lambda fragments: fragments[1:]))
 
 
 def test_output_doubled(case) -> None:
-    if case.name == "create_index":
+    if "index" in case.name:
         tampered(case, lambda r: edit_result(r, index_segments=segments_of(r) * 2))
     else:
         tampered(case, lambda r: edit_fragments(r, lambda fragments: fragments * 2))

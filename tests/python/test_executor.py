@@ -25,10 +25,11 @@ import lance_tasks as lt
 
 def test_threads_share_an_executor(case) -> None:
     executor = lt.Executor(num_threads=2)
-    job = lt.prepare(case.spec, executor=executor)
-    tasks = lt.plan(job, executor=executor)
+    job, done = case.begin()
+    tasks = lt.plan(job, done, executor=executor)
     with ThreadPoolExecutor(8) as threads:
         results = list(threads.map(lambda t: lt.execute(t, executor=executor), [*tasks, *tasks]))
+        results += done
         commits = list(threads.map(lambda _: lt.commit(job, results, executor=executor), range(4)))
     assert sorted(outcome.already_committed for outcome in commits) == [False, True, True, True]
     case.check()
@@ -118,15 +119,17 @@ def test_deadline_of_many_tasks(tmp_path: Path, sources: Path, uri: str) -> None
 
 def test_progress(case) -> None:
     events: list[lt.Progress] = []
-    job = lt.prepare(case.spec)
-    tasks = lt.plan(job)
+    job, done = case.begin()
+    tasks = lt.plan(job, done)
     results = list(lt.execute_all(tasks, progress=events.append))
     for result in results:
         mine = [event for event in events if event.task_id == result.task_id]
         assert mine[0].kind == "started" and mine[-1].kind == "finished"
         assert {event.kind for event in mine} <= {"started", "advanced", "finished", "stage"}
-        rows = [event.rows for event in mine]
-        assert rows == sorted(rows)
+        for stage in {event.message for event in mine if event.kind == "stage"} | {None}:
+            # Each of Lance's stages counts from nothing.
+            rows = [e.rows for e in mine if stage == (e.message if e.kind == "stage" else None)]
+            assert rows == sorted(rows)
     if case.name in ("create", "append", "overwrite"):
         last = [event for event in events if event.kind == "finished"]
         assert sum(event.rows for event in last) == sum(result.rows_out for result in results)
