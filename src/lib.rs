@@ -24,6 +24,7 @@
 
 #![deny(unsafe_code)]
 
+mod blob;
 pub mod codec;
 pub mod commit;
 mod dataset;

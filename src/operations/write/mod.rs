@@ -1,6 +1,8 @@
 //! Write: rows become new fragments, by create, append or overwrite.
 
 mod align;
+mod blob;
+mod file;
 mod input;
 mod sink;
 mod source;
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
+pub use crate::blob::{Dedup, Scope};
 use crate::codec::Blob;
 use crate::commit::{Applied, Committing, Concurrency};
 use crate::dataset::{Bases, Pin, bases_of, normalize, not_found, store_params};
@@ -34,10 +37,12 @@ use crate::marks::through_store;
 use crate::result::{TaskResult, check_ipc};
 use crate::task::Task;
 use align::Aligner;
-pub(crate) use sink::written_files;
-use sink::{Sink, Target};
+use blob::aligned_to;
+pub(crate) use file::written_files;
+use file::{DataFiles, Target};
+use sink::{Limits, Sink};
 use source::{Batches, Piece, Reading, Source};
-pub use spec::{AutoCleanup, Base, Format, Mode, SourceSpec, WriteSpec};
+pub use spec::{AutoCleanup, Base, BlobColumn, Format, Mode, SourceSpec, WriteSpec};
 use staging::Staging;
 
 pub(crate) struct Write;
@@ -80,6 +85,9 @@ pub struct Shared {
     pub ingest_external_blobs: bool,
     pub allow_external_blob_outside_bases: bool,
     pub blob_pack_file_size_threshold: Option<u64>,
+    pub dedup: Dedup,
+    /// Blob columns whose `ref_id`s are in another column: both names.
+    pub blob_ref_ids: Vec<(String, String)>,
 }
 
 /// One task of a write.
@@ -266,8 +274,9 @@ impl Operation for Write {
         input: Option<Input>,
     ) -> Result<Produced> {
         let schema = work.shared.arrow_schema()?;
+        let input_schema = aligned_to(&schema);
         let batches = match (&work.rows, input) {
-            (Rows::Partition(_), Some(reader)) => input::stream(reader, &schema, cx)?,
+            (Rows::Partition(_), Some(reader)) => input::stream(reader, &input_schema, cx)?,
             (Rows::Partition(name), None) => {
                 return Err(Error::invalid(format!(
                     "the task of partition {name:?} needs an input stream"
@@ -279,7 +288,7 @@ impl Operation for Write {
                 ));
             }
             (Rows::Pieces { readings, pieces }, None) => {
-                input::pieces(cx, readings.clone(), pieces.clone(), &schema)
+                input::pieces(cx, readings.clone(), pieces.clone(), &input_schema)
             }
         };
         let dataset = match task.read_version {
@@ -315,6 +324,7 @@ impl Operation for Write {
         let staging = Staging::of(&task.uri, cx.marks().mark())
             .filter(|_| !work.shared.writes_to_bases())
             .map(Arc::new);
+        let pinned = dataset.clone();
         let target = match (dataset, &staging) {
             (Some(dataset), Some(staging)) => {
                 params.target_bases = Some(vec![Staging::BASE]);
@@ -340,8 +350,26 @@ impl Operation for Write {
                 Target::New(place.uri.clone())
             }
         };
-        let sink = Sink { running: cx, target, staging, params, bases, expected, memory };
-        let written = sink.write(schema, batches).await.map_err(|e| match e.code() {
+        let limits = Limits::of(cx, memory, &schema);
+        let blobs =
+            blob::blobs(cx, task, &work.shared, &schema, pinned.as_ref(), &bases, &limits.waiting)
+                .await?;
+        let files = DataFiles {
+            running: cx.clone(),
+            uri: task.uri.clone(),
+            job: task.job_id,
+            target,
+            staging,
+            params,
+            bases,
+            expected,
+            schema: blobs.as_ref().map_or(schema, |b| b.prepared.clone()),
+            blobs: blobs.is_some(),
+            progress: Default::default(),
+            stop: Default::default(),
+        };
+        let sink = Sink { running: cx, files, memory, limits, blobs };
+        let written = sink.write(input_schema, batches).await.map_err(|e| match e.code() {
             // The dataset came into being meanwhile.
             ErrorCode::AlreadyExists => e.with_code(ErrorCode::Io),
             _ => e,
@@ -356,7 +384,16 @@ impl Operation for Write {
                 format!("the sources gave {} rows, {expected_rows} were planned", written.rows_in),
             ));
         }
-        produced(work, &written.fragments, &sink.bases, written.rows_in, written.bytes_in)
+        let mut made = produced(
+            work,
+            &written.fragments,
+            &sink.files.bases,
+            written.rows_in,
+            written.bytes_in,
+        )?;
+        made.bytes_written += written.sidecars.iter().map(|f| f.size).sum::<u64>();
+        made.files.extend(written.sidecars);
+        Ok(made)
     }
 
     async fn adopt(
