@@ -105,6 +105,9 @@ impl Sink<'_> {
             let per_slice = slice_rows(rows, bytes, SLICE.min(max_bytes / 4).max(1));
             let mut at = 0;
             while at < rows {
+                if open.is_none() {
+                    self.make_room(&mut files, writers, &mut written, &mut cap).await?;
+                }
                 let file = open.get_or_insert_with(|| {
                     let (sender, receiver) = mpsc::unbounded_channel();
                     let writer = Writer {
@@ -152,12 +155,6 @@ impl Sink<'_> {
                     open = None;
                 }
             }
-            if open.is_none() {
-                while files.len() > writers || files.front().is_some_and(|f| f.writer.is_finished())
-                {
-                    self.finish(&mut files, &mut written, &mut cap).await?;
-                }
-            }
             trimmer.passed(bytes).await;
             self.running.event(
                 EventKind::Advanced,
@@ -179,6 +176,21 @@ impl Sink<'_> {
             )));
         }
         Ok(written)
+    }
+
+    /// Before another file is begun, wait until at most `writers` are not whole: each holds pages of its
+    /// own.
+    async fn make_room(
+        &self,
+        files: &mut VecDeque<Filling>,
+        writers: usize,
+        written: &mut Written,
+        cap: &mut Cap,
+    ) -> Result<()> {
+        while files.len() > writers || files.front().is_some_and(|f| f.writer.is_finished()) {
+            self.finish(files, written, cap).await?;
+        }
+        Ok(())
     }
 
     async fn finish(
