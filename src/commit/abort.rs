@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use lance::Dataset;
-use lance::index::DatasetIndexExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::files::{reference, references};
 use super::history::History;
 use super::owned::{FOLDERS, owned};
-use crate::dataset::{Bases, bases_of, data_file_path};
+use crate::dataset::{Bases, bases_of};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
@@ -68,7 +67,7 @@ pub(crate) async fn abort(
     let found = owned(running, &job.uri, &in_bases, Mark::of(job.id)).await?;
     let found: BTreeMap<_, _> = found.into_iter().map(|f| ((f.base, f.path), f.size)).collect();
     let (kept, mut doomed): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|file| referenced.contains(&reference_key(file)));
+        files.into_iter().partition(|file| referenced.contains(&reference(file)));
     let unmarked: Vec<_> = doomed
         .extract_if(.., |file| !found.contains_key(&(file.base, file.path.clone())))
         .collect();
@@ -80,7 +79,7 @@ pub(crate) async fn abort(
         let file = WrittenFile { path, size, base };
         let needed = match file.path.strip_prefix("_transactions/") {
             Some(name) => transactions.contains(name),
-            None => referenced.contains(&reference_key(&file)),
+            None => referenced.contains(&reference(&file)),
         };
         if !needed {
             bytes += size;
@@ -113,35 +112,6 @@ fn check_path(file: &WrittenFile) -> Result<()> {
             ErrorCode::Verification,
             format!("a result lists {:?}, which no task writes", file.path),
         ));
-    }
-    Ok(())
-}
-
-/// An index is referred to by its folder, a data file by its name.
-pub(super) fn reference_key(file: &WrittenFile) -> (Option<u32>, String) {
-    let mut parts = file.path.split('/');
-    match (parts.next(), parts.next()) {
-        (Some("_indices"), Some(uuid)) => (None, format!("_indices/{uuid}")),
-        // A blob sidecar (data/<stem>/<id>.blob) lives as long as its data file.
-        (Some("data"), Some(stem)) if parts.next().is_some() => {
-            (file.base, format!("data/{stem}.lance"))
-        }
-        _ => (file.base, file.path.clone()),
-    }
-}
-
-pub(super) async fn references(
-    dataset: &Dataset,
-    into: &mut HashSet<(Option<u32>, String)>,
-) -> Result<()> {
-    let bases = bases_of(dataset);
-    for fragment in dataset.manifest.fragments.iter() {
-        for file in fragment.referenced_lance_files() {
-            into.insert((file.base_id, data_file_path(&file.path, file.base_id, &bases)));
-        }
-    }
-    for index in dataset.load_indices().await?.iter() {
-        into.insert((None, format!("_indices/{}", index.uuid)));
     }
     Ok(())
 }
