@@ -14,7 +14,7 @@ use crate::job::Job;
 use crate::result::{TaskResult, WrittenFile};
 
 /// What a version refers to: a base, and a data file or the folder of an index segment in it.
-type Reference = (Option<u32>, String);
+pub(super) type Reference = (Option<u32>, String);
 
 /// Everything that the manifest will refer to must be there (an abort, or a cleanup, may have been
 /// quicker), and be new.
@@ -102,7 +102,7 @@ async fn in_use(running: &Running, job: &Job, file: &WrittenFile) -> Result<Erro
 
 /// Of managed blobs the names follow from the bytes: tasks that write the same bytes share a file, and
 /// rows of other jobs may refer to it.
-fn is_managed_blob(file: &WrittenFile) -> bool {
+pub(super) fn is_managed_blob(file: &WrittenFile) -> bool {
     file.path.starts_with("_blobs/")
 }
 
