@@ -292,7 +292,7 @@ struct AbortReport {
           bytes_removed(detail::Json(json).at("bytes_removed").uint()),
           kept(detail::Json(json).at("kept").uint()) {}
     std::uint64_t files_removed, bytes_removed;
-    /// Files that a commit of the job refers to.
+    /// Files that a version of the dataset refers to, or other jobs may (managed blobs).
     std::uint64_t kept;
 };
 

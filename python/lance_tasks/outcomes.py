@@ -42,7 +42,8 @@ class AbortReport:
     Attributes:
         files_removed: files deleted.
         bytes_removed: their bytes, as far as the results state them.
-        kept: files left because a commit of the job refers to them.
+        kept: files left because a version of the dataset refers to them, or other jobs may (managed
+            blobs).
     """
 
     files_removed: int

@@ -1,15 +1,16 @@
 //! Abort: delete what attempts that were not committed have written.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
-use lance::Dataset;
-use lance::index::DatasetIndexExt;
+use futures::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use super::files::{Reference, is_managed_blob, reference, references};
 use super::history::History;
-use super::owned::{FOLDERS, owned};
-use crate::dataset::{Bases, bases_of, data_file_path};
+use super::owned::{FOLDERS, owned, within};
+use crate::dataset::{Bases, bases_of};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
@@ -22,7 +23,8 @@ use crate::result::{TaskResult, WrittenFile};
 pub struct AbortReport {
     pub files_removed: u64,
     pub bytes_removed: u64,
-    /// Files of the results that a version of the dataset refers to: not removed.
+    /// Files of the results that a version of the dataset refers to, or managed blobs, which other jobs
+    /// may share: not removed.
     pub kept: u64,
 }
 
@@ -41,52 +43,38 @@ pub(crate) async fn abort(
     }
     let options = &running.call.storage_options;
     let mut bases = job.state.bases();
-    let mut referenced = HashSet::new();
-    let mut transactions = HashSet::new();
     let history = match History::read(running, job).await {
         // The dataset is gone, and with it all versions that could need the files.
         Err(error) if error.code() == ErrorCode::NotFound => None,
         history => Some(history?),
     };
-    let latest = history.as_ref().and_then(|h| h.latest().cloned());
-    if let (Some(history), Some(latest)) = (history, &latest) {
+    let latest = history.as_ref().and_then(|history| history.latest());
+    if let Some(latest) = latest {
         bases.extend(bases_of(latest));
-        references(latest, &mut referenced).await?;
-        for version in history.versions() {
-            references(&history.at(running, job, version).await?, &mut referenced).await?;
-        }
-        // Files that only the pinned version needs are no task's either.
-        if job.read_version > 0
-            && let Ok(pinned) = history.at(running, job, job.read_version).await
-        {
-            references(&pinned, &mut referenced).await?;
-        }
-        transactions = history.transactions;
     }
     let in_bases = if job.state.writes_to_bases() { bases.clone() } else { Bases::new() };
+    let mark = Mark::of(job.id);
     // What the results do not list: of attempts that were killed, and of commits.
-    let found = owned(running, &job.uri, &in_bases, Mark::of(job.id)).await?;
-    let found: BTreeMap<_, _> = found.into_iter().map(|f| ((f.base, f.path), f.size)).collect();
-    let (kept, mut doomed): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|file| referenced.contains(&reference_key(file)));
-    let unmarked: Vec<_> = doomed
-        .extract_if(.., |file| !found.contains_key(&(file.base, file.path.clone())))
-        .collect();
-    // Made by another Lance client, and adopted; or gone.
-    let sizes = running.datasets().sizes(&job.uri, options, &unmarked, &bases).await?;
-    let mut bytes: u64 = sizes.iter().flatten().sum();
-    doomed = unmarked.into_iter().zip(sizes).filter_map(|(f, size)| size.map(|_| f)).collect();
-    for ((base, path), size) in found {
-        let file = WrittenFile { path, size, base };
-        let needed = match file.path.strip_prefix("_transactions/") {
-            Some(name) => transactions.contains(name),
-            None => referenced.contains(&reference_key(&file)),
-        };
-        if !needed {
-            bytes += size;
-            doomed.push(file);
-        }
+    let mut found: BTreeSet<WrittenFile> =
+        owned(running, &job.uri, &in_bases, mark).await?.into_iter().collect();
+    // In the folder of a segment that another client began, a merge or commit may have ended it.
+    for uuid in segments(&files).into_iter().filter(|uuid| !mark.owns_uuid(*uuid)) {
+        found.extend(within(running, &job.uri, &format!("_indices/{uuid}")).await?);
     }
+    let known: HashSet<_> = found.iter().map(|file| (file.base, file.path.clone())).collect();
+    // Made by another Lance client, and adopted; or gone.
+    let unknown = files.iter().filter(|file| !known.contains(&(file.base, file.path.clone())));
+    let unknown: Vec<_> = unknown.cloned().collect();
+    let sizes = running.datasets().sizes(&job.uri, options, &unknown, &bases).await?;
+    let there = unknown.into_iter().zip(sizes);
+    found.extend(there.filter_map(|(file, size)| Some(WrittenFile { size: size?, ..file })));
+    let needed = match &history {
+        Some(history) => Needed::by(running, job, history, &found).await?,
+        None => Needed::default(),
+    };
+    let doomed: Vec<_> = found.into_iter().filter(|file| !needed.has(file)).collect();
+    let kept = files.iter().filter(|file| needed.has(file)).count() as u64;
+    let bytes = doomed.iter().map(|file| file.size).sum();
     let folders = folders(&doomed);
     let count = doomed.len();
     let left = running.datasets().remove(&job.uri, options, doomed, &bases).await?;
@@ -101,13 +89,62 @@ pub(crate) async fn abort(
         ));
     }
     remove_empty_folders(&job.uri, folders, latest.is_none());
-    Ok(AbortReport { files_removed: count as u64, bytes_removed: bytes, kept: kept.len() as u64 })
+    Ok(AbortReport { files_removed: count as u64, bytes_removed: bytes, kept })
+}
+
+/// What versions of the dataset refer to.
+#[derive(Default)]
+struct Needed {
+    files: HashSet<Reference>,
+    transactions: HashSet<String>,
+}
+
+impl Needed {
+    /// What has to be known of the versions to decide about these files.
+    async fn by(
+        running: &Running,
+        job: &Job,
+        history: &History,
+        files: &BTreeSet<WrittenFile>,
+    ) -> Result<Self> {
+        let mut needed = Self { transactions: history.transactions.clone(), ..Default::default() };
+        let Some(latest) = history.latest() else { return Ok(needed) };
+        references(latest, &mut needed.files).await?;
+        // Most often the newest version needs all that any does. One before it may need what was
+        // replaced since, also where another client committed the job's results; and what the pinned
+        // version needs is no task's.
+        let is_data = |file: &&WrittenFile| !file.path.starts_with("_transactions/");
+        if files.iter().filter(is_data).all(|file| needed.has(file)) {
+            return Ok(needed);
+        }
+        let before = job.read_version.max(1)..latest.manifest.version;
+        let mut versions = futures::stream::iter(before)
+            .map(|version| history.at(running, job, version))
+            .buffer_unordered(16);
+        while let Some(version) = versions.next().await {
+            match version {
+                Ok(version) => references(&version, &mut needed.files).await?,
+                // Cleaned away.
+                Err(error)
+                    if matches!(error.code(), ErrorCode::VersionGone | ErrorCode::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(needed)
+    }
+
+    fn has(&self, file: &WrittenFile) -> bool {
+        match file.path.strip_prefix("_transactions/") {
+            Some(name) => self.transactions.contains(name),
+            None => is_managed_blob(file) || self.files.contains(&reference(file)),
+        }
+    }
 }
 
 /// A damaged result must not delete what is not a task's.
 fn check_path(file: &WrittenFile) -> Result<()> {
-    let inside =
-        file.base.is_some() || file.path.starts_with("data/") || file.path.starts_with("_indices/");
+    const WRITTEN: [&str; 3] = ["data/", "_indices/", "_blobs/"];
+    let inside = file.base.is_some() || WRITTEN.iter().any(|place| file.path.starts_with(place));
     if !inside || file.path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return Err(Error::new(
             ErrorCode::Verification,
@@ -117,41 +154,30 @@ fn check_path(file: &WrittenFile) -> Result<()> {
     Ok(())
 }
 
-/// An index is referred to by its folder, a data file by its name.
-pub(super) fn reference_key(file: &WrittenFile) -> (Option<u32>, String) {
-    let mut parts = file.path.split('/');
-    match (parts.next(), parts.next()) {
-        (Some("_indices"), Some(uuid)) => (None, format!("_indices/{uuid}")),
-        // A blob sidecar (data/<stem>/<id>.blob) lives as long as its data file.
-        (Some("data"), Some(stem)) if parts.next().is_some() => {
-            (file.base, format!("data/{stem}.lance"))
-        }
-        _ => (file.base, file.path.clone()),
-    }
+/// The index segments among these files.
+fn segments<'a>(files: impl IntoIterator<Item = &'a WrittenFile>) -> BTreeSet<Uuid> {
+    let segment = |file: &WrittenFile| {
+        let (uuid, _) = file.path.strip_prefix("_indices/")?.split_once('/')?;
+        Uuid::try_parse(uuid).ok()
+    };
+    files.into_iter().filter_map(segment).collect()
 }
 
-pub(super) async fn references(
-    dataset: &Dataset,
-    into: &mut HashSet<(Option<u32>, String)>,
-) -> Result<()> {
-    let bases = bases_of(dataset);
-    for fragment in dataset.manifest.fragments.iter() {
-        for file in fragment.referenced_lance_files() {
-            into.insert((file.base_id, data_file_path(&file.path, file.base_id, &bases)));
-        }
-    }
-    for index in dataset.load_indices().await?.iter() {
-        into.insert((None, format!("_indices/{}", index.uuid)));
-    }
-    Ok(())
-}
-
-/// Remove, best effort, what a job's own later stages have used up.
+/// Remove, best effort, what a job's own later stages have used up: segments with all that is in their
+/// folders, as a merge ends what another client began.
 pub(super) async fn remove_spent(running: &Running, job: &Job, files: Vec<WrittenFile>) {
-    let folders = folders(&files);
+    let mut doomed: BTreeSet<WrittenFile> = BTreeSet::new();
+    for uuid in segments(&files) {
+        let folder = format!("_indices/{uuid}");
+        let found = running.call.limit(within(running, &job.uri, &folder)).await;
+        doomed.extend(found.into_iter().flatten());
+    }
+    doomed.extend(files);
+    let doomed: Vec<WrittenFile> = doomed.into_iter().collect();
+    let folders = folders(&doomed);
     let options = &running.call.storage_options;
     let bases = Bases::new();
-    let removed = running.call.limit(running.datasets().remove(&job.uri, options, files, &bases));
+    let removed = running.call.limit(running.datasets().remove(&job.uri, options, doomed, &bases));
     if removed.await.is_ok() {
         remove_empty_folders(&job.uri, folders, false);
     }

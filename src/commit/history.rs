@@ -213,10 +213,6 @@ impl History {
     pub fn last(&self) -> Option<&Part> {
         self.parts.iter().max_by_key(|p| p.version)
     }
-
-    pub fn versions(&self) -> impl Iterator<Item = u64> + '_ {
-        self.parts.iter().map(|p| p.version)
-    }
 }
 
 /// The transactions of a range of versions, every one of which must still be there.

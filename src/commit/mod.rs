@@ -5,6 +5,7 @@
 //! put-if-absent that orders all writers ([`guard`]): whoever repeats a commit finds the first one.
 
 mod abort;
+mod files;
 mod guard;
 mod history;
 mod owned;
@@ -20,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::dataset::{bases_of, not_found};
+use crate::dataset::not_found;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
@@ -32,7 +33,8 @@ use crate::task::Task;
 
 pub use abort::AbortReport;
 pub(crate) use abort::abort;
-use abort::{reference_key, references, remove_spent};
+use abort::remove_spent;
+use files::check_files;
 pub(crate) use guard::Concurrency;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
@@ -456,52 +458,4 @@ fn winner(job: &Job, task: Option<&Task>, attempts: &[&TaskResult]) -> Result<Ta
         .verify(task, first)
         .map_err(|e| e.with_code(ErrorCode::Verification).for_task(&first.task_id.to_string()))?;
     Ok((*first).clone())
-}
-
-/// Everything that the manifest will refer to must be there (an abort, or a cleanup, may have been
-/// quicker), and be new.
-async fn check_files(
-    running: &Running,
-    job: &Job,
-    history: &History,
-    todo: &[(u32, TaskResult)],
-) -> Result<()> {
-    let options = &running.call.storage_options;
-    let files: Vec<WrittenFile> = todo.iter().flat_map(|(_, r)| r.files.iter().cloned()).collect();
-    let (mut taken, mut own) = (HashSet::new(), HashSet::new());
-    if let Some(latest) = history.latest() {
-        references(latest, &mut taken).await?;
-    }
-    for file in &files {
-        let key = reference_key(file);
-        // An index segment has several files in its folder; data files are one each.
-        if taken.contains(&key) {
-            return Err(Error::new(
-                ErrorCode::Conflict,
-                format!("file {} is in the dataset already, by another commit", file.path),
-            ));
-        }
-        if !key.1.starts_with("_indices/") && !own.insert(key) {
-            return Err(Error::new(
-                ErrorCode::Verification,
-                format!("file {} is of another task too", file.path),
-            ));
-        }
-    }
-    let mut bases = job.state.bases();
-    if job.read_version > 0 && files.iter().any(|f| f.base.is_some()) {
-        bases.extend(bases_of(running.open(&job.uri, job.pin()).await?.as_ref()));
-    }
-    let sizes = running.datasets().sizes(&job.uri, options, &files, &bases).await?;
-    for (file, size) in files.iter().zip(sizes) {
-        let wrong = match size {
-            None => "is missing; was the job aborted or cleaned up?".to_owned(),
-            Some(size) if file.size != 0 && size != file.size => {
-                format!("has {size} bytes, its result says {}", file.size)
-            }
-            Some(_) => continue,
-        };
-        return Err(Error::new(ErrorCode::Verification, format!("file {} {wrong}", file.path)));
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::Path as LocalPath;
 
 use futures::TryStreamExt;
 
-use crate::dataset::{Bases, local_folder};
+use crate::dataset::{Bases, join, local_folder};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::marks::Mark;
@@ -23,12 +23,19 @@ pub(super) async fn owned(
 ) -> Result<Vec<WrittenFile>> {
     let mut files = Vec::new();
     for folder in FOLDERS {
-        list(running, uri, folder, None, mark, &mut files).await?;
+        list(running, uri, folder, None, Some(mark), &mut files).await?;
     }
     for (id, base) in bases {
         let folder = if base.is_dataset_root { "data" } else { "" };
-        list(running, &base.path, folder, Some(*id), mark, &mut files).await?;
+        list(running, &base.path, folder, Some(*id), Some(mark), &mut files).await?;
     }
+    Ok(files)
+}
+
+/// Everything in a folder of the dataset, whoever wrote it.
+pub(super) async fn within(running: &Running, uri: &str, folder: &str) -> Result<Vec<WrittenFile>> {
+    let mut files = Vec::new();
+    list(running, uri, folder, None, None, &mut files).await?;
     Ok(files)
 }
 
@@ -37,16 +44,16 @@ async fn list(
     location: &str,
     folder: &str,
     base: Option<u32>,
-    mark: Mark,
+    mark: Option<Mark>,
     into: &mut Vec<WrittenFile>,
 ) -> Result<()> {
     if let Some(root) = local_folder(location) {
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-        return walk(&root.join(folder), &prefix, base, Some(mark), into)
+        return walk(&root.join(folder), &prefix, base, mark, into)
             .map_err(|e| Error::new(ErrorCode::Io, format!("{location}/{folder}: {e}")));
     }
     let (store, root) = running.datasets().store(location, &running.call.storage_options).await?;
-    let start = if folder.is_empty() { root.clone() } else { root.clone().join(folder) };
+    let start = join(&root, folder);
     let mut found = store.inner.list(Some(&start));
     loop {
         let meta = match found.try_next().await {
@@ -55,7 +62,8 @@ async fn list(
             Err(error) => return Err(Error::from(lance::Error::from(error)).context(location)),
         };
         let name = meta.location.prefix_match(&start).and_then(|mut parts| parts.next());
-        if !name.is_some_and(|name| mark.owns(name.as_ref())) {
+        let wanted = |name: &str| mark.is_none_or(|mark| mark.owns(name));
+        if !name.is_some_and(|name| wanted(name.as_ref())) {
             continue;
         }
         if let Some(path) = meta.location.as_ref().strip_prefix(root.as_ref()) {

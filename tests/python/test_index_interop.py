@@ -221,16 +221,11 @@ def test_commit_of_segments_that_pylance_built(
     kind.check(uri)
 
 
-# pylance leaves full-text segments unfinished, and the merge finishes them: what the adopted result
-# lists is there no more, and what came for it is left to the cleanup of Lance.
-UNFINISHED = pytest.param(
-    "INVERTED", marks=pytest.mark.xfail(strict=True, reason="files of an adopted segment stay")
-)
-
-
-@pytest.mark.parametrize("index_type", ["BTREE", UNFINISHED, "IVF_FLAT", "IVF_PQ"])
-def test_merge_of_segments_that_pylance_built(uri: str, index_type: str) -> None:
-    """Shared models are what makes segments of both one."""
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "aborted"])
+@pytest.mark.parametrize("index_type", ["BTREE", "INVERTED", "IVF_FLAT", "IVF_PQ"])
+def test_merge_of_segments_that_pylance_built(uri: str, index_type: str, committed: bool) -> None:
+    """Shared models are what makes segments of both one. pylance leaves full-text segments unfinished,
+    and the merge finishes them: what the adopted result lists is there no more, other files are."""
     kind = KINDS[index_type]
     write(uri)
     shared = model(kind)
@@ -241,11 +236,33 @@ def test_merge_of_segments_that_pylance_built(uri: str, index_type: str) -> None
         made = by_pylance(uri, kind, fragments_of(task), shared)
         results.append(lt.adopt(job, task, made))
     results = finish(job, results)
+    if not committed:
+        lt.abort(job, results)
+        assert index_folders(uri) == set()
+        return
     lt.commit(job, results)
     assert list(segments_of(uri).values()) == [list(range(FRAGMENTS))]
+    assert index_folders(uri) == referenced(uri)
     kind.check(uri)
     lt.abort(job, results)
     assert index_folders(uri) == referenced(uri)
+    kind.check(uri)
+
+
+def test_abort_keeps_what_a_version_in_between_needs(uri: str) -> None:
+    """Stock pylance commits the job's segments, and drops the index again."""
+    kind = KINDS["BTREE"]
+    write(uri)
+    job = lt.prepare(kind.spec(uri))
+    results = finish(job)
+    segments = [lt.pylance_index(result) for result in results]
+    lance.dataset(uri).commit_existing_index_segments(NAME, kind.column, segments)
+    between = lance.dataset(uri).version
+    lance.dataset(uri).drop_index(NAME)
+    with unchanged(uri):
+        assert lt.abort(job, results).kept == sum(len(s.files) for s in segments)
+    lance.dataset(uri, version=between).restore()
+    assert len(segments_of(uri)) == 3
     kind.check(uri)
 
 

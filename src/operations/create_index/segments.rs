@@ -136,18 +136,18 @@ pub(crate) fn runs(fragments: &[Rows], segments: u64) -> Vec<Vec<Rows>> {
     runs
 }
 
+/// The files of a segment, below the dataset's root.
+pub(crate) fn files(index: &IndexMetadata) -> impl Iterator<Item = WrittenFile> + '_ {
+    index.files.iter().flatten().map(|file| WrittenFile {
+        path: format!("_indices/{}/{}", index.uuid, file.path),
+        size: file.size_bytes,
+        base: None,
+    })
+}
+
 /// What an attempt made: one segment.
 pub(crate) fn produced(task: &Task, index: &IndexMetadata) -> Produced {
-    let files: Vec<WrittenFile> = index
-        .files
-        .iter()
-        .flatten()
-        .map(|file| WrittenFile {
-            path: format!("_indices/{}/{}", index.uuid, file.path),
-            size: file.size_bytes,
-            base: None,
-        })
-        .collect();
+    let files: Vec<WrittenFile> = files(index).collect();
     Produced {
         payload: described(index),
         index_segments: vec![encode(index).0],

@@ -16,10 +16,11 @@ use super::segments::{self, Expected, Rows, chosen, decode, encode, produced, ru
 use super::vector::{self, Given, Vectors};
 use super::{Kind, scalar, training};
 use crate::codec::{Blob, Json};
+use crate::dataset::Bases;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{EventKind, Running};
 use crate::operations::{NewWork, Produced};
-use crate::result::TaskResult;
+use crate::result::{TaskResult, WrittenFile};
 use crate::task::Task;
 
 /// What all segments agree on.
@@ -209,7 +210,12 @@ impl IndexWork {
                 cx.event(EventKind::Stage, 0, 0, "merge_segments");
                 let segments = segments.iter().map(|s| decode(&s.0)).collect::<Result<Vec<_>>>()?;
                 segments.iter().for_each(|segment| cx.marks().keep(segment.uuid));
-                dataset.merge_existing_index_segments(segments).await?
+                match dataset.merge_existing_index_segments(segments.clone()).await {
+                    Ok(merged) => merged,
+                    Err(error) => {
+                        return Err(used_up(cx, task, &segments, Error::from(error)).await);
+                    }
+                }
             }
         };
         rename(cx, &mut index);
@@ -254,6 +260,29 @@ impl IndexWork {
             Self::Merge { build, .. } => Some(format!("merge {}", build.name)),
             Self::Segment { .. } => None,
         }
+    }
+}
+
+/// Why a merge failed. A commit of the job, or an abort, removes the segments that were to be merged:
+/// an attempt that comes later cannot be repeated, and the job is over or has to begin again.
+async fn used_up(cx: &Running, task: &Task, segments: &[IndexMetadata], error: Error) -> Error {
+    if error.code() != ErrorCode::NotFound {
+        return error;
+    }
+    let files: Vec<WrittenFile> = segments.iter().flat_map(segments::files).collect();
+    let options = &cx.call.storage_options;
+    let sizes = cx.datasets().sizes(&task.uri, options, &files, &Bases::new()).await;
+    let Ok(sizes) = sizes else { return error };
+    match files.iter().zip(sizes).find(|(_, size)| size.is_none()) {
+        Some((file, _)) => Error::new(
+            ErrorCode::RetryableConflict,
+            format!(
+                "{}, of a segment to be merged, is gone (was the job committed or aborted, or the \
+                 dataset cleaned up?); prepare the job again",
+                file.path
+            ),
+        ),
+        None => error,
     }
 }
 

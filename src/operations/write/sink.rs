@@ -109,6 +109,7 @@ impl Sink<'_> {
                 let mut filled = match open.take() {
                     Some(filled) => filled,
                     None => {
+                        self.make_room(&mut files, &mut written, &mut cap).await?;
                         let (file, writer) = self.files.open(started).await?;
                         started += 1;
                         files.push_back(Filling { writer, bytes: 0 });
@@ -156,13 +157,6 @@ impl Sink<'_> {
                     false => break,
                 }
             }
-            if open.is_none() {
-                while files.len() > self.limits.writers
-                    || files.front().is_some_and(|f| f.writer.is_finished())
-                {
-                    self.finish(&mut files, &mut written, &mut cap).await?;
-                }
-            }
             trimmer.passed(bytes).await;
             let progress = &self.files.progress;
             self.running.event(
@@ -187,6 +181,21 @@ impl Sink<'_> {
             )));
         }
         Ok(written)
+    }
+
+    /// Before another file is begun, wait until few enough are not whole: each holds pages of its own.
+    async fn make_room(
+        &self,
+        files: &mut VecDeque<Filling>,
+        written: &mut Written,
+        cap: &mut Cap,
+    ) -> Result<()> {
+        while files.len() > self.limits.writers
+            || files.front().is_some_and(|f| f.writer.is_finished())
+        {
+            self.finish(files, written, cap).await?;
+        }
+        Ok(())
     }
 
     async fn finish(
