@@ -55,8 +55,18 @@ from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._foreign import pylance_index
+    from .blobs import Blob, blob_array, blob_field
     from .outcomes import AbortReport, Outcome, Progress
-    from .specs import AutoCleanup, Base, Compact, CreateIndex, OptimizeIndex, Source, Write
+    from .specs import (
+        AutoCleanup,
+        Base,
+        BlobColumn,
+        Compact,
+        CreateIndex,
+        OptimizeIndex,
+        Source,
+        Write,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +75,8 @@ __all__ = [
     "AlreadyExistsError",
     "AutoCleanup",
     "Base",
+    "Blob",
+    "BlobColumn",
     "BudgetExceededError",
     "CancelledError",
     "CommitUnknownError",
@@ -104,6 +116,8 @@ __all__ = [
     "__version__",
     "abort",
     "adopt",
+    "blob_array",
+    "blob_field",
     "commit",
     "execute",
     "execute_all",
@@ -125,11 +139,15 @@ _LAZY = {
     "Progress": "outcomes",
     "AutoCleanup": "specs",
     "Base": "specs",
+    "Blob": "blobs",
+    "BlobColumn": "specs",
     "Compact": "specs",
     "CreateIndex": "specs",
     "OptimizeIndex": "specs",
     "Source": "specs",
     "Write": "specs",
+    "blob_array": "blobs",
+    "blob_field": "blobs",
     "pylance_index": "_foreign",
 }
 

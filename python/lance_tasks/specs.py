@@ -96,6 +96,28 @@ class Base(_Part):
 
 
 @dataclass(frozen=True)
+class BlobColumn(_Part):
+    """A column to be stored as blobs.
+
+    Attributes:
+        name: the column, or its path within structs (``"docs.image"``); a list stands for what is
+            in it.
+        inline_size_threshold: payloads of more bytes lie outside of the data file; default 64 KiB.
+        dedicated_size_threshold: payloads of more bytes have a file of their own; default 4 MiB.
+        pack_file_size_threshold: bytes at which a pack file is rolled; default 1 GiB.
+        ref_id: the column of integers that has the rows' ref_ids; default: the child ``ref_id`` of
+            the column itself, where it has one.
+    """
+
+    name: str
+    _: KW_ONLY
+    inline_size_threshold: int | None = None
+    dedicated_size_threshold: int | None = None
+    pack_file_size_threshold: int | None = None
+    ref_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Write(_Spec):
     """Write rows as new fragments.
 
@@ -125,6 +147,14 @@ class Write(_Spec):
         target_bases: write data files to these bases in turn, by name or path.
         target_all_bases: write data files to every base in turn; true includes the dataset's own
             storage.
+        blob_columns: columns of bytes to store as blobs (``lance.blob.v2``), beside those that
+            carry the extension or are blobs of the dataset already; needs storage version 2.2, the
+            default then.
+        dedup: which rows share one stored payload: ``"ref_id"`` (default), those that carry the
+            same positive ref_id; ``"content"``, also those with the same bytes, of at least 1,024.
+        dedup_scope: ``"file"`` (default), within a data file; ``"dataset"``, across fragments and
+            writes by managed blobs, which only clients can read that know of them. For create and
+            overwrite; an append does as the dataset does.
         external_blob_mode: ``"reference"`` (default) or ``"ingest"`` external blob URIs.
         allow_external_blob_outside_bases: default false.
         blob_pack_file_size_threshold: bytes at which a blob pack file is rolled; default 1 GiB.
@@ -154,6 +184,9 @@ class Write(_Spec):
     initial_bases: Sequence[Base | Mapping[str, Any]] | None = None
     target_bases: Sequence[str] | None = None
     target_all_bases: bool | None = None
+    blob_columns: Sequence[str | BlobColumn | Mapping[str, Any]] | None = None
+    dedup: str | None = None
+    dedup_scope: str | None = None
     external_blob_mode: str | None = None
     allow_external_blob_outside_bases: bool | None = None
     blob_pack_file_size_threshold: int | None = None

@@ -169,7 +169,7 @@ fn stored<'a>(
     };
     let blob = is_blob(field)
         || (promote && is_legacy(field))
-        || (asked.is_some() && is_binary(field.data_type()));
+        || (asked.is_some() && (is_binary(field.data_type()) || is_input(field.data_type())));
     if blob {
         check_shape(field, path)?;
         let mut metadata = field.metadata().clone();
@@ -202,6 +202,13 @@ fn stored<'a>(
         _ => return Ok(field.clone()),
     };
     Ok(Arc::new(field.as_ref().clone().with_data_type(data_type)))
+}
+
+/// Whether a struct is of the input's children, bytes or a URI among them.
+fn is_input(data_type: &DataType) -> bool {
+    let DataType::Struct(children) = data_type else { return false };
+    children.iter().all(|c| INPUT.find(c.name()).is_some())
+        && (children.find("data").is_some() || children.find("uri").is_some())
 }
 
 /// Bytes, or a struct of the input's children.

@@ -1,7 +1,7 @@
 //! Payloads that a whole dataset shares, by Lance's managed blobs: files in `_blobs/` that are named by
 //! the job that wrote them and by the hash of their bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -37,7 +37,7 @@ fn hash(path: &str) -> Option<[u8; 32]> {
 /// columns' descriptors of the whole version.
 pub(crate) async fn known(dataset: &Arc<Dataset>) -> Result<Known> {
     let mut known = Known::new();
-    references(dataset, &mut |uri| {
+    references(dataset, &mut HashSet::new(), &mut |uri| {
         if let Some(hash) = hash(uri) {
             known.entry(hash).or_insert_with(|| uri.to_owned());
         }
@@ -46,9 +46,12 @@ pub(crate) async fn known(dataset: &Arc<Dataset>) -> Result<Known> {
     Ok(known)
 }
 
-/// Calls `visit` with the path of each managed payload in the dataset's own storage that a row refers to.
+/// Calls `visit` with the path of each managed payload in the dataset's own storage that a row refers
+/// to. Fragments whose data files are all in `seen` are left out, and those of others are put there: of
+/// several versions, the oldest first, each file is read once.
 pub(crate) async fn references(
     dataset: &Arc<Dataset>,
+    seen: &mut HashSet<String>,
     visit: &mut (dyn FnMut(&str) + Send),
 ) -> Result<()> {
     if !managed_blobs_enabled(dataset.schema())? {
@@ -56,13 +59,16 @@ pub(crate) async fn references(
     }
     let schema = Schema::from(dataset.schema());
     let blobs: Vec<_> = schema.fields().iter().filter(|f| any(f, &is_blob)).cloned().collect();
-    if blobs.is_empty() {
+    let mut new = dataset.manifest.fragments.as_ref().clone();
+    new.retain(|f| f.files.iter().fold(false, |new, file| seen.insert(file.path.clone()) || new));
+    if blobs.is_empty() || new.is_empty() {
         return Ok(());
     }
     let names: Vec<&str> = blobs.iter().map(|f| f.name().as_str()).collect();
     let schema = Schema::new(blobs.clone());
     let mut scan = dataset.scan();
     scan.project(&names)?;
+    scan.with_fragments(new);
     let mut batches = scan.try_into_stream().await?;
     while let Some(batch) = batches.try_next().await? {
         let (_, leaves) = collect(&schema, &batch)?;

@@ -5,6 +5,7 @@
 //! while it is being encoded, several at once, and the writer is given what it calls prepared values:
 //! where each payload lies.
 
+pub(crate) mod copy;
 pub(crate) mod external;
 pub(crate) mod fields;
 pub(crate) mod managed;

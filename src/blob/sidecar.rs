@@ -11,6 +11,7 @@ use bytes::Bytes;
 use lance::{DedicatedBlobWriter, PackedBlobWriter};
 use lance_core::utils::blob::blob_path;
 use lance_io::object_store::ObjectStore;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
@@ -28,6 +29,8 @@ const TURN: u64 = 4 << 20;
 const PACKS: usize = 2;
 /// Files of one payload that are written at one time.
 const FILES: usize = 4;
+/// Bytes that are read at once of a payload that is copied.
+pub(super) const PIECE: u64 = 8 << 20;
 
 /// Where the payloads of a data file go.
 #[derive(Clone)]
@@ -41,24 +44,32 @@ pub(crate) struct Beside {
     pub base: Option<u32>,
 }
 
-/// Bytes that will be there when it is their turn, with their share of the memory.
-pub(crate) struct Payload {
-    pub bytes: Source,
-    pub memory: Held,
-}
+/// Bytes with their share of the memory.
+pub(crate) type Payload = (Bytes, Held);
+
+/// What a file of its own is made of.
 
 pub(crate) enum Source {
-    Here(Bytes),
-    /// Being read.
-    Coming(JoinHandle<Result<Bytes>>),
+    Here(Payload),
+    /// In an object, of which it is the whole; read piece by piece.
+    Copy {
+        store: Arc<ObjectStore>,
+        path: Path,
+        size: u64,
+    },
 }
 
 impl Source {
-    pub async fn get(self) -> Result<Bytes> {
+    /// The next piece from byte `at` on; empty at the end.
+    async fn piece(&self, at: u64) -> Result<Bytes> {
         match self {
-            Self::Here(bytes) => Ok(bytes),
-            Self::Coming(reading) => {
-                reading.await.map_err(|e| Error::internal(format!("reading a payload: {e}")))?
+            Self::Here((bytes, _)) => Ok(bytes.slice(bytes.len().min(at as usize)..)),
+            Self::Copy { size, .. } if at >= *size => Ok(Bytes::new()),
+            Self::Copy { store, path, size } => {
+                let range = at..(at + PIECE).min(*size);
+                store.inner.get_range(path, range).await.map_err(|e| {
+                    Error::from(lance::Error::from(e)).context(format!("payload {path}"))
+                })
             }
         }
     }
@@ -168,33 +179,38 @@ impl Sidecars {
     }
 
     /// Into a file of its own: its id.
-    pub fn dedicate(&mut self, payload: Payload) -> Result<u32> {
+    pub fn dedicate(&mut self, source: Source) -> Result<u32> {
         let (id, mut file) = self.new_file()?;
         let (beside, fate, turn) = (self.beside.clone(), self.fate.clone(), self.dedicated.clone());
         self.spawn(async move {
             let _turn = turn.acquire().await;
             fate.check()?;
-            let bytes = payload.bytes.get().await?;
             let store = beside.store.as_ref().clone();
             let mut writer = DedicatedBlobWriter::try_new(store, beside.data_file, id).await?;
-            writer.write(&bytes).await?;
-            fate.check()?;
+            loop {
+                let piece = source.piece(file.size).await?;
+                if piece.is_empty() {
+                    break;
+                }
+                writer.write(&piece).await?;
+                file.size += piece.len() as u64;
+                fate.check()?;
+            }
             writer.finish().await?;
-            file.size = bytes.len() as u64;
             Ok(file)
         });
         Ok(id)
     }
 
     /// Into a file of the dataset's, `path` below `root`, unless it is there already.
-    pub fn place(&mut self, root: &Path, path: &str, payload: Payload) {
+    pub fn place(&mut self, root: &Path, path: &str, (bytes, memory): Payload) {
         let (store, location) = (self.beside.store.clone(), join(root, path));
         let (fate, turn) = (self.fate.clone(), self.dedicated.clone());
         let file = path.to_owned();
         self.spawn(async move {
             let _turn = turn.acquire().await;
             fate.check()?;
-            let bytes = payload.bytes.get().await?;
+            let _memory = memory;
             let size = bytes.len() as u64;
             // Another task of the job may have been first; the name is made of the bytes.
             if store.size(&location).await.ok() != Some(size) {
@@ -248,9 +264,8 @@ async fn write_pack(
 ) -> Result<WrittenFile> {
     let store = beside.store.as_ref().clone();
     let mut writer = PackedBlobWriter::try_new(store, beside.data_file, id).await?;
-    while let Some(Payload { bytes, memory }) = payloads.recv().await {
+    while let Some((bytes, memory)) = payloads.recv().await {
         fate.check()?;
-        let bytes = bytes.get().await?;
         writer.write_blob(&bytes).await?;
         file.size += bytes.len() as u64;
         drop(memory);

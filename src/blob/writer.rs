@@ -18,7 +18,7 @@ use super::external::{Externals, Mode};
 use super::fields::Leaf;
 use super::managed::{self, Known};
 use super::share::{Dedup, Hash, Key, LEAST, Scope, Shared};
-use super::sidecar::{Beside, Payload, Sidecars, Source};
+use super::sidecar::{Beside, Sidecars, Source};
 use super::values::{Values, collect, replace};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
@@ -190,8 +190,7 @@ impl BlobWriter {
                     Some(uri) => uri.clone(),
                     None => {
                         let uri = managed::path(self.blobs.mark, &hash);
-                        let payload = Payload { bytes: Source::Here(bytes), memory };
-                        self.sidecars.place(&self.blobs.root, &uri, payload);
+                        self.sidecars.place(&self.blobs.root, &uri, (bytes, memory));
                         uri
                     }
                 };
@@ -218,14 +217,11 @@ impl BlobWriter {
         if size == 0 || (size <= leaf.inline && !shared) {
             return Ok(BlobDescriptor::Inline { data: bytes });
         }
-        let payload = Payload { bytes: Source::Here(bytes), memory };
         if size > leaf.dedicated {
-            return Ok(BlobDescriptor::Dedicated {
-                blob_id: self.sidecars.dedicate(payload)?,
-                size,
-            });
+            let blob_id = self.sidecars.dedicate(Source::Here((bytes, memory)))?;
+            return Ok(BlobDescriptor::Dedicated { blob_id, size });
         }
-        let (blob_id, offset) = self.sidecars.pack(size, leaf.pack, payload)?;
+        let (blob_id, offset) = self.sidecars.pack(size, leaf.pack, (bytes, memory))?;
         Ok(BlobDescriptor::Packed { blob_id, offset, size })
     }
 

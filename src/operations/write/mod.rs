@@ -2,12 +2,12 @@
 
 mod align;
 mod blob;
-mod file;
+pub(super) mod file;
 mod input;
 mod sink;
 mod source;
 mod spec;
-mod staging;
+pub(super) mod staging;
 
 use std::collections::HashSet;
 use std::num::NonZero;

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::marks::Mark;
 
 /// See the module. To Lance the folder is a base to write to.
-pub(super) struct Staging {
+pub(crate) struct Staging {
     data: PathBuf,
     folder: PathBuf,
     mark: Mark,

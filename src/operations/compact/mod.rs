@@ -1,6 +1,8 @@
 //! Compact: small or thinned-out fragments become full ones. Lance plans, rewrites and commits; this
 //! carries its options from the plan to the commit, and its tasks to other machines.
 
+mod blobs;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,10 +12,12 @@ use lance::dataset::optimize::{
     CompactionMetrics, CompactionMode, CompactionOptions, CompactionTask, IndexRemapMode,
     RewriteResult, TaskData, commit_compaction, plan_compaction,
 };
-use lance_file::version::LanceFileVersion;
+use lance_file::version::{ConcreteFileVersion, LanceFileVersion};
 use lance_table::format::Fragment;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use blobs::Split;
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 use crate::commit::{Applied, Committing};
@@ -281,15 +285,33 @@ impl Operation for Compact {
         }
         let dataset = cx.open(&task.uri, task.pin()).await?;
         let fragments = fragments(&dataset, &work.fragments)?;
-        let lance_task = CompactionTask {
-            task: TaskData { fragments },
-            read_version: task.read_version,
-            options: work.options.lance(Default::default())?,
+        let mut options = work.options.lance(Default::default())?;
+        let mut marked = cx.marks().dataset(&dataset).await?;
+        let split = match options.compaction_mode {
+            // Lance says itself that it cannot.
+            Some(CompactionMode::ForceBinaryCopy) => None,
+            _ => Split::of(&dataset, &fragments, write_version(&dataset, &options)),
         };
-        let marked = cx.marks().dataset(&dataset).await?;
+        if let Some(split) = &split {
+            marked = split.rest(&marked);
+            options.compaction_mode = Some(CompactionMode::Reencode);
+        }
+        let lance_task = CompactionTask {
+            task: TaskData { fragments: fragments.clone() },
+            read_version: task.read_version,
+            options: options.clone(),
+        };
         let mut result: RewriteResult = lance_task.execute(&marked).await?;
         cx.marks().mark().fragments(&mut result.new_fragments);
-        produced(cx, task, &dataset, result).await
+        let Some(split) = split else { return produced(cx, task, &dataset, result).await };
+        let memory = Self::memory(cx, task, work);
+        let sidecars =
+            split.add(cx, task, &dataset, &fragments, &mut result, &options, memory).await?;
+        // Lance describes a rewrite's fragments as they were; blobs are part of them again.
+        let mut made = produced(cx, task, &dataset, result).await?;
+        made.bytes_written += sidecars.iter().map(|f| f.size).sum::<u64>();
+        made.files.extend(sidecars);
+        Ok(made)
     }
 
     async fn adopt(
@@ -383,6 +405,11 @@ impl Operation for Compact {
             nothing: false,
         })
     }
+}
+
+fn write_version(dataset: &Dataset, options: &CompactionOptions) -> ConcreteFileVersion {
+    let own = dataset.manifest.data_storage_format.lance_file_format();
+    options.data_storage_version.map_or(own, LanceFileVersion::resolve)
 }
 
 async fn produced(
