@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use lance::Dataset;
+use lance::dataset::WriteParams;
 use lance::dataset::builder::DatasetBuilder;
 use lance::session::Session;
-use lance_io::object_store::{ObjectStore, ObjectStoreParams, StorageOptionsAccessor};
+use lance_io::object_store::{ObjectStore, ObjectStoreParams};
 use lance_table::format::BasePath;
 use lance_table::io::commit::CommitHandler;
 use object_store::path::Path;
@@ -17,9 +18,9 @@ use uuid::Uuid;
 use crate::blob::managed::{self, Known};
 use crate::error::{Error, ErrorCode, Result};
 use crate::marks::{Marks, Use, through_store};
+use crate::operations::Elsewhere;
 use crate::result::WrittenFile;
-
-pub(crate) type StorageOptions = BTreeMap<String, String>;
+pub(crate) use crate::storage::{StorageOptions, check_options, store_params};
 
 /// Refuse a URI that carries a secret: descriptors and logs would spread it.
 pub(crate) fn refuse_secrets(uri: &str) -> Result<()> {
@@ -65,32 +66,6 @@ pub(crate) fn normalize(what: &str, uri: &str) -> Result<String> {
     Ok(if text.len() > 1 { text.trim_end_matches('/').to_owned() } else { text.to_owned() })
 }
 
-/// Lance's store parameters for a call's storage options.
-pub(crate) fn store_params(options: &StorageOptions) -> ObjectStoreParams {
-    let mut params = ObjectStoreParams::default();
-    if !options.is_empty() {
-        let options: HashMap<String, String> = options.clone().into_iter().collect();
-        params.storage_options_accessor =
-            Some(Arc::new(StorageOptionsAccessor::with_static_options(options)));
-    }
-    params
-}
-
-/// An endpoint that is no URL would panic in the store's own code.
-pub(crate) fn check_options(options: &StorageOptions) -> Result<()> {
-    let ours = std::env::vars().filter(|(name, _)| name.starts_with("AWS_ENDPOINT"));
-    let given = options.iter().map(|(name, value)| (name.clone(), value.clone()));
-    for (name, value) in given.chain(ours) {
-        let endpoint = name.to_ascii_lowercase();
-        let endpoint = endpoint.ends_with("endpoint") || endpoint.ends_with("endpoint_url");
-        let known = |url: url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
-        if endpoint && !url::Url::parse(&value).is_ok_and(known) {
-            return Err(Error::invalid(format!("storage option {name:?} is no http or https URL")));
-        }
-    }
-    Ok(())
-}
-
 /// What pins a version: its number, and when its manifest was made, so that a dataset dropped and made
 /// anew at the same place is not taken for the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,7 +107,17 @@ pub(crate) struct Datasets {
 pub(crate) struct Place {
     pub uri: String,
     pub params: ObjectStoreParams,
+    /// Of bases that have storage options of their own.
+    base_params: HashMap<String, ObjectStoreParams>,
     _store: Arc<ObjectStore>,
+}
+
+impl Place {
+    /// Have Lance write here, under marked names.
+    pub fn set(&self, params: &mut WriteParams) {
+        params.store_params = Some(self.params.clone());
+        params.base_store_params = Some(self.base_params.clone());
+    }
 }
 
 impl Datasets {
@@ -234,9 +219,32 @@ impl Datasets {
     }
 
     fn builder(&self, uri: &str, options: &StorageOptions) -> DatasetBuilder {
-        DatasetBuilder::from_uri(uri)
-            .with_session(self.session.clone())
-            .with_store_params(store_params(options))
+        options.builder(uri).with_session(self.session.clone())
+    }
+
+    /// Refuse storage options of a base that is none of the dataset's, nor of what else is touched.
+    pub async fn check_bases(
+        &self,
+        uri: &str,
+        pin: Pin,
+        elsewhere: Elsewhere,
+        options: &StorageOptions,
+    ) -> Result<()> {
+        let mut bases: Vec<BasePath> = elsewhere.bases.into_values().collect();
+        let own = (pin.version > 0).then(|| (uri.to_owned(), pin));
+        for (uri, pin) in own.into_iter().chain(elsewhere.datasets) {
+            // Whoever needs that version will say what is wrong with it.
+            let Ok(dataset) = self.open(&uri, pin, options).await else { return Ok(()) };
+            bases.extend(bases_of(&dataset).into_values());
+        }
+        if options.check_bases(&bases).is_ok() {
+            return Ok(());
+        }
+        // It may have been registered since.
+        if let Some(latest) = self.open_latest(uri, options).await? {
+            bases.extend(bases_of(&latest).into_values());
+        }
+        options.check_bases(&bases)
     }
 
     /// Whether a store is known to honour conditional puts.
@@ -273,13 +281,15 @@ impl Datasets {
     ) -> Result<Arc<Place>> {
         let open = async {
             let uri = through_store(uri);
+            let wrapper = Marks::new(job, Use::Job).wrapper();
             let mut params = store_params(options);
-            params.object_store_wrapper = Some(Marks::new(job, Use::Job).wrapper());
+            let base_params = options.own_params(Some(&wrapper));
+            params.object_store_wrapper = Some(wrapper);
             let registry = self.session.store_registry();
             let (store, _) = ObjectStore::from_uri_and_params(registry, &uri, &params)
                 .await
                 .map_err(|e| Error::from(e).context(&uri))?;
-            Ok(Arc::new(Place { uri, params, _store: store }))
+            Ok(Arc::new(Place { uri, params, base_params, _store: store }))
         };
         self.places
             .try_get_with((job, uri.to_owned(), options.clone()), open)
@@ -293,7 +303,24 @@ impl Datasets {
         uri: &str,
         options: &StorageOptions,
     ) -> Result<(Arc<ObjectStore>, Path)> {
-        ObjectStore::from_uri_and_params(self.session.store_registry(), uri, &store_params(options))
+        self.store_by(uri, options.params()).await
+    }
+
+    /// The same of a base.
+    pub async fn base_store(
+        &self,
+        base: &BasePath,
+        options: &StorageOptions,
+    ) -> Result<(Arc<ObjectStore>, Path)> {
+        self.store_by(&base.path, options.base_params(base)).await
+    }
+
+    async fn store_by(
+        &self,
+        uri: &str,
+        params: ObjectStoreParams,
+    ) -> Result<(Arc<ObjectStore>, Path)> {
+        ObjectStore::from_uri_and_params(self.session.store_registry(), uri, &params)
             .await
             .map_err(|e| Error::from(e).context(uri))
     }
@@ -376,14 +403,14 @@ impl Datasets {
             if places.contains_key(&base) {
                 continue;
             }
-            let location = match base {
-                None => uri,
+            let (location, opened) = match base {
+                None => (uri, self.store(uri, options).await),
                 Some(id) => match bases.get(&id) {
-                    Some(base) => &base.path,
+                    Some(base) => (base.path.as_str(), self.base_store(base, options).await),
                     None => continue,
                 },
             };
-            let (store, root) = self.store(location, options).await?;
+            let (store, root) = opened?;
             places.insert(base, Folder { store, root, local: local_folder(location) });
         }
         Ok(places)

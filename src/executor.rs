@@ -11,7 +11,6 @@ mod sync {
 }
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -26,11 +25,11 @@ use uuid::Uuid;
 pub use tokio_util::sync::CancellationToken as CancelToken;
 
 use crate::commit::{AbortReport, Outcome};
-use crate::dataset::{Bases, Datasets, Pin, Place, check_options};
+use crate::dataset::{Bases, Datasets, Pin, Place, StorageOptions, check_options};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::Job;
 use crate::marks::{Marks, Use};
-use crate::operations::{Preparing, Produced, Spec};
+use crate::operations::{Elsewhere, Preparing, Produced, Spec};
 use crate::result::{TaskResult, Versions, WrittenFile, table_schema};
 use crate::task::Task;
 use gather::{Gather, gather};
@@ -48,8 +47,7 @@ pub struct ExecutorOptions {
 /// What holds for one call.
 #[derive(Clone, Default)]
 pub struct Call {
-    /// Lance's storage options; never stored, never logged.
-    pub storage_options: BTreeMap<String, String>,
+    pub storage_options: StorageOptions,
     pub cancel: CancelToken,
     pub deadline: Option<Instant>,
     pub progress: Option<ProgressFn>,
@@ -189,6 +187,7 @@ impl Executor {
     pub fn prepare(&self, spec: Spec, input: Option<SchemaRef>, call: &Call) -> Result<Job> {
         self.wait(call, |running| async move {
             let prepared = spec.prepare(&Preparing { running: &running }, input).await?;
+            running.check_bases(&prepared.uri, prepared.pin, prepared.state.elsewhere()).await?;
             Ok(Job {
                 id: Uuid::new_v4(),
                 uri: prepared.uri,
@@ -202,6 +201,7 @@ impl Executor {
     /// What is still to do, given the results so far; empty = ready to commit.
     pub fn plan(&self, job: &Job, results: &[TaskResult], call: &Call) -> Result<Vec<Task>> {
         self.wait(call, |running| async move {
+            running.check_bases(&job.uri, job.pin(), job.state.elsewhere()).await?;
             Ok(crate::plan::plan(&running, job, results).await?.missing)
         })
     }
@@ -266,6 +266,7 @@ impl Executor {
             .map_err(|e| Error::invalid(format!("what another client made is no JSON: {e}")))?;
         let (started, started_at) = (Instant::now(), now());
         self.wait(call, |running| async move {
+            running.check_bases(&task.uri, task.pin(), task.work.elsewhere()).await?;
             let produced = task.work.adopt(&running, task, made).await?;
             let result = result(task, produced, None, started_at, started);
             job.state.verify(Some(task), &result)?;
@@ -279,12 +280,19 @@ impl Executor {
         self.enter()?;
         check_options(&call.storage_options)?;
         let running = Running::new(self, call, None);
-        self.block_on(crate::commit::commit(&running, job, results))
+        self.block_on(async {
+            let bases = running.check_bases(&job.uri, job.pin(), job.state.elsewhere());
+            call.limit(bases).await?;
+            crate::commit::commit(&running, job, results).await
+        })
     }
 
     /// Delete what attempts that were not committed have written.
     pub fn abort(&self, job: &Job, results: &[TaskResult], call: &Call) -> Result<AbortReport> {
-        self.wait(call, |running| async move { crate::commit::abort(&running, job, results).await })
+        self.wait(call, |running| async move {
+            running.check_bases(&job.uri, job.pin(), job.state.elsewhere()).await?;
+            crate::commit::abort(&running, job, results).await
+        })
     }
 
     /// Refuse calls that would deadlock or find no threads.
@@ -393,6 +401,7 @@ impl Executor {
     ) -> Result<Produced> {
         check_options(&running.call.storage_options)?;
         let _memory = self.0.budget.take(task.work.memory(running, task)).await?;
+        running.check_bases(&task.uri, task.pin(), task.work.elsewhere()).await?;
         task.work.execute(running, task, input).await
     }
 }
@@ -500,6 +509,15 @@ impl Running {
     /// Where the task's dataset will be; for a job that creates it.
     pub async fn place(&self, task: &Task) -> Result<Arc<Place>> {
         self.datasets().place(task.job_id, &task.uri, &self.call.storage_options).await
+    }
+
+    /// Refuse storage options of a base that nothing here has.
+    async fn check_bases(&self, uri: &str, pin: Pin, elsewhere: Elsewhere) -> Result<()> {
+        let options = &self.call.storage_options;
+        match options.any_base() {
+            true => self.datasets().check_bases(uri, pin, elsewhere, options).await,
+            false => Ok(()),
+        }
     }
 
     /// Gives the attempt's files their names.

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::builder::DatasetBuilder;
 use lance::dataset::optimize::{CompactionOptions, plan_compaction};
 use lance::index::DatasetIndexExt;
 use lance_core::datatypes::Field;
@@ -15,7 +14,7 @@ use lance_table::system_index::is_system_index;
 use roaring::RoaringBitmap;
 use serde::Serialize;
 
-use crate::dataset::{normalize, not_found, store_params};
+use crate::dataset::{StorageOptions, normalize, not_found};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What to read beyond the shape itself.
@@ -169,7 +168,7 @@ pub struct FragmentRow {
 /// `NOT_FOUND` where there is no dataset, no such version or no such tag.
 pub async fn dataset(
     uri: &str,
-    storage_options: &BTreeMap<String, String>,
+    storage_options: &StorageOptions,
     details: &Details,
 ) -> Result<DatasetShape> {
     let uri = normalize("uri", uri)?;
@@ -210,12 +209,8 @@ pub async fn dataset(
     })
 }
 
-async fn open(
-    uri: &str,
-    storage_options: &BTreeMap<String, String>,
-    at: Option<&str>,
-) -> Result<Dataset> {
-    let builder = DatasetBuilder::from_uri(uri).with_store_params(store_params(storage_options));
+async fn open(uri: &str, storage_options: &StorageOptions, at: Option<&str>) -> Result<Dataset> {
+    let builder = storage_options.builder(uri);
     let builder = match at.map(|at| (at, at.parse::<u64>())) {
         None => builder,
         Some((_, Ok(version))) => builder.with_version(version),

@@ -41,6 +41,7 @@ mod plan;
 mod process;
 pub mod result;
 pub mod schema;
+mod storage;
 pub mod task;
 
 pub use codec::Descriptor;
@@ -50,4 +51,5 @@ pub use executor::{Call, CancelToken, Event, EventKind, Executor, ExecutorOption
 pub use job::Job;
 pub use operations::Spec;
 pub use result::TaskResult;
+pub use storage::StorageOptions;
 pub use task::Task;

@@ -185,7 +185,8 @@ class CallOptions {
 public:
     using ProgressFn = std::function<void(const Progress&)>;
 
-    /// Lance's storage options (credentials, endpoint, region); kept for the call only.
+    /// Lance's storage options (credentials, endpoint, region); kept for the call only. Those of one
+    /// base of the dataset are named `base:<path>:<option>`.
     CallOptions& storage_options(const std::map<std::string, std::string>& options) {
         storage_options_ = options.empty() ? std::string() : detail::json_object(options);
         return *this;

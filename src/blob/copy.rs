@@ -58,10 +58,12 @@ impl Origins {
                 let place = match known.get(&key) {
                     Some(place) => *place,
                     None => {
-                        let location = file.base_id.and_then(|id| bases.get(&id));
-                        let location = location.map_or(uri, |base| base.path.as_str());
+                        let datasets = running.datasets();
                         let options = &running.call.storage_options;
-                        let (store, root) = running.datasets().store(location, options).await?;
+                        let (store, root) = match file.base_id.and_then(|id| bases.get(&id)) {
+                            Some(base) => datasets.base_store(base, options).await?,
+                            None => datasets.store(uri, options).await?,
+                        };
                         let path = data_file_path(&file.path, file.base_id, &bases);
                         let data_file = join(&root, &path);
                         origins.files.push(Origin { base: file.base_id, store, data_file });

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use lance_io::object_store::ObjectStore;
+use lance_io::object_store::{ObjectStore, ObjectStoreParams};
 use object_store::path::Path;
 
 use crate::dataset::{Bases, Datasets, StorageOptions, refuse_secrets};
@@ -42,6 +42,7 @@ pub(crate) struct Externals {
 
 struct Registered {
     id: u32,
+    params: ObjectStoreParams,
     store: Arc<ObjectStore>,
     path: Path,
 }
@@ -55,8 +56,8 @@ impl Externals {
     ) -> Result<Self> {
         let mut registered = Vec::new();
         for (id, base) in bases {
-            let (store, path) = datasets.store(&base.path, options).await?;
-            registered.push(Registered { id: *id, store, path });
+            let (store, path) = datasets.base_store(base, options).await?;
+            registered.push(Registered { id: *id, params: options.base_params(base), store, path });
         }
         Ok(Self {
             datasets: datasets.clone(),
@@ -118,9 +119,12 @@ impl Externals {
     fn base(&self, uri: &str) -> Result<Option<(&Registered, String)>> {
         let registry = self.datasets.session().store_registry();
         let path = ObjectStore::extract_path_from_uri(registry.clone(), uri)?;
-        let options = self.options.clone().into_iter().collect();
-        let prefix = registry.calculate_object_store_prefix(uri, Some(&options))?;
-        let inside = self.bases.iter().filter(|base| base.store.store_prefix == prefix);
+        let inside = self.bases.iter().filter(|base| {
+            let options = base.params.storage_options();
+            registry
+                .calculate_object_store_prefix(uri, options)
+                .is_ok_and(|prefix| base.store.store_prefix == prefix)
+        });
         Ok(inside
             .filter_map(|base| {
                 let relative = Path::from_iter(path.prefix_match(&base.path)?);

@@ -3,6 +3,7 @@
 use std::path::Path as LocalPath;
 
 use futures::TryStreamExt;
+use lance_table::format::BasePath;
 
 use crate::dataset::{Bases, join, local_folder};
 use crate::error::{Error, ErrorCode, Result};
@@ -23,11 +24,11 @@ pub(super) async fn owned(
 ) -> Result<Vec<WrittenFile>> {
     let mut files = Vec::new();
     for folder in FOLDERS {
-        list(running, uri, folder, None, Some(mark), &mut files).await?;
+        list(running, Place::Dataset(uri), folder, Some(mark), &mut files).await?;
     }
-    for (id, base) in bases {
+    for base in bases.values() {
         let folder = if base.is_dataset_root { "data" } else { "" };
-        list(running, &base.path, folder, Some(*id), Some(mark), &mut files).await?;
+        list(running, Place::Base(base), folder, Some(mark), &mut files).await?;
     }
     Ok(files)
 }
@@ -35,24 +36,38 @@ pub(super) async fn owned(
 /// Everything in a folder of the dataset, whoever wrote it.
 pub(super) async fn within(running: &Running, uri: &str, folder: &str) -> Result<Vec<WrittenFile>> {
     let mut files = Vec::new();
-    list(running, uri, folder, None, None, &mut files).await?;
+    list(running, Place::Dataset(uri), folder, None, &mut files).await?;
     Ok(files)
+}
+
+/// Where to look.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Dataset(&'a str),
+    Base(&'a BasePath),
 }
 
 async fn list(
     running: &Running,
-    location: &str,
+    place: Place<'_>,
     folder: &str,
-    base: Option<u32>,
     mark: Option<Mark>,
     into: &mut Vec<WrittenFile>,
 ) -> Result<()> {
+    let (location, base) = match place {
+        Place::Dataset(uri) => (uri, None),
+        Place::Base(base) => (base.path.as_str(), Some(base.id)),
+    };
     if let Some(root) = local_folder(location) {
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
         return walk(&root.join(folder), &prefix, base, mark, into)
             .map_err(|e| Error::new(ErrorCode::Io, format!("{location}/{folder}: {e}")));
     }
-    let (store, root) = running.datasets().store(location, &running.call.storage_options).await?;
+    let options = &running.call.storage_options;
+    let (store, root) = match place {
+        Place::Dataset(uri) => running.datasets().store(uri, options).await?,
+        Place::Base(base) => running.datasets().base_store(base, options).await?,
+    };
     let start = join(&root, folder);
     let mut found = store.inner.list(Some(&start));
     loop {

@@ -10,6 +10,7 @@ use super::guard::{guard, out, sized, text};
 use super::types::*;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Call, CancelToken, Event, EventKind, Executor, ExecutorOptions};
+use crate::storage::StorageOptions;
 
 /// Runs the verbs: a thread pool, an I/O runtime, one Lance session, a cache of opened datasets and a
 /// memory budget. Shared: a `const` handle may be used by any number of threads at once. Not usable in
@@ -202,9 +203,9 @@ pub(super) unsafe fn call(options: *const LanceTasksCallOptions) -> Result<Call>
         Default::default()
     } else {
         // The parser's message could quote a secret.
-        serde_json::from_str(json).map_err(|_| {
+        StorageOptions::new(serde_json::from_str(json).map_err(|_| {
             Error::invalid("options.storage_options is not a JSON object of strings")
-        })?
+        })?)?
     };
     let deadline = (options.timeout_ms > 0)
         .then(|| Instant::now().checked_add(Duration::from_millis(options.timeout_ms)))

@@ -127,7 +127,10 @@ pub struct LanceTasksCallOptions {
     /// `LANCE_TASKS_FLAG_*`, or-ed.
     pub flags: u32,
     /// A JSON object of strings, Lance's storage options (credentials, endpoint, region). Kept for the
-    /// call only; never stored in a descriptor or result, never logged.
+    /// call only; never stored in a descriptor or result, never logged. A name of the form
+    /// `base:<path>:<option>` is an option of the one base that is registered under this path (which
+    /// may have colons itself); a base with options of its own has these and no others, the rest have
+    /// those without a prefix. A path that is no registered base is `LANCE_TASKS_INVALID_ARGUMENT`.
     pub storage_options: *const u8,
     pub storage_options_len: usize,
     /// Milliseconds until the call fails with `LANCE_TASKS_DEADLINE_EXCEEDED`; 0 = no limit.

@@ -126,11 +126,30 @@ pub(crate) trait Operation {
         false
     }
 
+    /// What the job touches beside its dataset.
+    fn elsewhere(state: &Self::State) -> Elsewhere {
+        Elsewhere { bases: Self::bases(state), datasets: Vec::new() }
+    }
+
+    /// What a task touches beside its dataset.
+    fn task_elsewhere(_work: &Self::Work) -> Elsewhere {
+        Elsewhere::default()
+    }
+
     /// For jobs whose tasks the caller names: check that the set of winners is what was stated, and
     /// order it. Jobs with planned tasks are checked by the machinery.
     fn check_open(_state: &Self::State, _winners: &mut Vec<TaskResult>) -> Result<bool> {
         Ok(false)
     }
+}
+
+/// What may be touched beside a job's dataset, with storage options of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Elsewhere {
+    /// Bases that the dataset need not have yet.
+    pub bases: Bases,
+    /// Other datasets that are read.
+    pub datasets: Vec<(String, Pin)>,
 }
 
 /// What [`Operation::prepare`] works with.
@@ -288,6 +307,10 @@ macro_rules! operations {
                 match self { $(Self::$variant(state) => <$operation>::writes_to_bases(state)),* }
             }
 
+            pub(crate) fn elsewhere(&self) -> Elsewhere {
+                match self { $(Self::$variant(state) => <$operation>::elsewhere(state)),* }
+            }
+
             pub(crate) fn batch_size(&self) -> Option<usize> {
                 match self { $(Self::$variant(state) => <$operation>::batch_size(state)),* }
             }
@@ -348,6 +371,10 @@ macro_rules! operations {
 
             pub(crate) fn label(&self) -> Option<String> {
                 match self { $(Self::$variant(work) => <$operation>::label(work)),* }
+            }
+
+            pub(crate) fn elsewhere(&self) -> Elsewhere {
+                match self { $(Self::$variant(work) => <$operation>::task_elsewhere(work)),* }
             }
 
             pub(crate) fn memory(&self, cx: &Running, task: &Task) -> u64 {

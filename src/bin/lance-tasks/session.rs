@@ -1,12 +1,13 @@
 //! What holds for one invocation: the global options, the executor, the call.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use lance_tasks::{Call, Error, ErrorCode, Executor, ExecutorOptions, Result, RetryClass};
+use lance_tasks::{
+    Call, Error, ErrorCode, Executor, ExecutorOptions, Result, RetryClass, StorageOptions,
+};
 
 use crate::progress::Show;
 use crate::report::{Failure, Outcome};
@@ -22,8 +23,9 @@ pub struct Globals {
     /// Show no progress.
     #[arg(long, short, global = true)]
     quiet: bool,
-    /// A JSON file with Lance's storage options (credentials, endpoint, region). Else they come from
-    /// the environment, as the store's own tools take them.
+    /// A JSON file with Lance's storage options (credentials, endpoint, region); `base:<path>:<option>`
+    /// is an option of one base of the dataset. Else they come from the environment, as the store's
+    /// own tools take them.
     #[arg(long, global = true, value_name = "FILE")]
     storage_options: Option<PathBuf>,
     /// The same for the spool [default: those of the dataset].
@@ -47,8 +49,8 @@ pub struct Globals {
 }
 
 impl Globals {
-    pub fn storage_options(&self) -> Result<BTreeMap<String, String>> {
-        self.storage_options.as_deref().map_or_else(|| Ok(BTreeMap::new()), options_of)
+    pub fn storage_options(&self) -> Result<StorageOptions> {
+        self.storage_options.as_deref().map_or_else(|| Ok(StorageOptions::default()), options_of)
     }
 
     /// Where a spool is.
@@ -57,9 +59,9 @@ impl Globals {
         let options = match (&self.spool_storage_options, place.contains("://")) {
             (Some(file), _) => options_of(file)?,
             (None, true) => self.storage_options()?,
-            (None, false) => BTreeMap::new(),
+            (None, false) => StorageOptions::default(),
         };
-        Files::open(place, &options)
+        Files::open(place, &options.shared())
     }
 }
 
@@ -149,10 +151,12 @@ impl Session {
     }
 }
 
-fn options_of(file: &Path) -> Result<BTreeMap<String, String>> {
+fn options_of(file: &Path) -> Result<StorageOptions> {
     // The parser's message could quote a secret.
-    serde_json::from_slice(&read(file)?)
-        .map_err(|_| Error::invalid(format!("{} is not a JSON object of strings", file.display())))
+    let options = serde_json::from_slice(&read(file)?).map_err(|_| {
+        Error::invalid(format!("{} is not a JSON object of strings", file.display()))
+    })?;
+    StorageOptions::new(options)
 }
 
 /// A file, or standard input for `-`.

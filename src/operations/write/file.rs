@@ -1,6 +1,7 @@
 //! Data files: each has a writer of Lance's on the runtime that is fed batch by batch, and where the
 //! dataset has blobs, payloads beside it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -168,15 +169,14 @@ impl DataFiles {
             let store = Arc::new(lance_io::object_store::ObjectStore::local());
             return Ok(Beside { store, data_file: staging.file(name)?, folder, base });
         }
-        let location = match base {
+        let (datasets, options) = (self.running.datasets(), &self.running.call.storage_options);
+        let (store, root) = match base {
             Some(id) => match self.bases.get(&id) {
-                Some(base) => &base.path,
+                Some(base) => datasets.base_store(base, options).await?,
                 None => return Err(Error::internal(format!("base {id} is not registered"))),
             },
-            None => &self.uri,
+            None => datasets.store(&self.uri, options).await?,
         };
-        let options = &self.running.call.storage_options;
-        let (store, root) = self.running.datasets().store(location, options).await?;
         Ok(Beside { store, data_file: join(&root, &listed), folder, base })
     }
 
@@ -186,9 +186,10 @@ impl DataFiles {
             *target =
                 Target::Dataset(Arc::new(self.running.marks().only(name).dataset(dataset).await?));
         }
-        if let Some(store) = &mut params.store_params {
-            let marks = Marks::new(self.job, Use::Job).only(name);
-            store.object_store_wrapper = Some(marks.wrapper());
+        let wrapper = Marks::new(self.job, Use::Job).only(name).wrapper();
+        let own = params.base_store_params.iter_mut().flat_map(HashMap::values_mut);
+        for store in params.store_params.iter_mut().chain(own) {
+            store.object_store_wrapper = Some(wrapper.clone());
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
+use super::{Elsewhere, Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 pub use crate::blob::{Dedup, Scope};
 use crate::codec::Blob;
 use crate::commit::{Applied, Committing, Concurrency};
@@ -165,7 +165,7 @@ impl Shared {
     }
 
     fn params(&self, running: &Running) -> Result<WriteParams> {
-        let store = store_params(&running.call.storage_options);
+        let options = &running.call.storage_options;
         Ok(WriteParams {
             max_rows_per_file: self.max_rows_per_file as usize,
             max_rows_per_group: self.max_rows_per_group as usize,
@@ -175,7 +175,8 @@ impl Shared {
                 Mode::Append => WriteMode::Append,
                 Mode::Overwrite => WriteMode::Overwrite,
             },
-            store_params: Some(store),
+            store_params: Some(store_params(options)),
+            base_store_params: Some(options.own_params(None)),
             session: Some(running.datasets().session()),
             data_storage_version: Some(self.version()?),
             enable_stable_row_ids: self.enable_stable_row_ids,
@@ -337,13 +338,13 @@ impl Operation for Write {
             }
             (Some(dataset), None) => {
                 if work.shared.writes_to_bases() {
-                    params.store_params = Some(cx.place(task).await?.params.clone());
+                    cx.place(task).await?.set(&mut params);
                 }
                 Target::Dataset(Arc::new(cx.marks().dataset(&dataset).await?))
             }
             (None, None) => {
                 let place = cx.place(task).await?;
-                params.store_params = Some(place.params.clone());
+                place.set(&mut params);
                 for base in params.initial_bases.iter_mut().flatten() {
                     base.path = through_store(&base.path);
                 }
@@ -501,6 +502,24 @@ impl Operation for Write {
         state.shared.writes_to_bases()
     }
 
+    fn elsewhere(state: &WriteState) -> Elsewhere {
+        let sources = state.sources.iter().flatten();
+        let read = sources.filter_map(|s| Some((s.files.first()?, s.reading.version?)));
+        Elsewhere { bases: state.shared.bases(), datasets: read.map(lance_source).collect() }
+    }
+
+    fn task_elsewhere(work: &WriteWork) -> Elsewhere {
+        let datasets: HashSet<_> = match &work.rows {
+            Rows::Partition(_) => HashSet::new(),
+            Rows::Pieces { readings, pieces } => pieces
+                .iter()
+                .filter_map(|p| Some((&p.file, readings.get(p.reading as usize)?.version?)))
+                .map(lance_source)
+                .collect(),
+        };
+        Elsewhere { bases: work.shared.bases(), datasets: datasets.into_iter().collect() }
+    }
+
     async fn commit(
         cx: &Committing<'_>,
         job: &Job,
@@ -546,6 +565,11 @@ impl Operation for Write {
         .await?;
         Ok(Applied { metrics, nothing: false })
     }
+}
+
+/// A source that is a dataset itself, with the version that is read.
+fn lance_source((file, (version, timestamp)): (&source::File, (u64, u64))) -> (String, Pin) {
+    (file.uri.clone(), Pin { version, timestamp })
 }
 
 fn produced(
