@@ -143,7 +143,7 @@ class Write(_Spec):
         auto_cleanup: for create: clean old versions up now and then; default never.
         skip_auto_cleanup: do not run the dataset's auto-cleanup within this commit.
         transaction_properties: stored with the transaction.
-        initial_bases: further storage locations to register; for create and overwrite.
+        initial_bases: further storage locations to register; for create.
         target_bases: write data files to these bases in turn, by name or path.
         target_all_bases: write data files to every base in turn; true includes the dataset's own
             storage.

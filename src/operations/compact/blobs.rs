@@ -5,15 +5,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_schema::{Schema, SchemaRef};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Schema, SchemaRef};
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, RewriteResult};
 use lance::dataset::{WriteMode, WriteParams};
 use lance::deps::datafusion::physical_plan::SendableRecordBatchStream;
+use lance_arrow::FieldExt;
 use lance_core::ROW_ADDR;
 use lance_core::datatypes::Schema as LanceSchema;
 use lance_file::version::ConcreteFileVersion;
@@ -154,6 +155,82 @@ impl Split {
             stop: Default::default(),
         })
     }
+}
+
+/// Rows that Lance's own compaction may have in memory at once, so that their payloads take at most
+/// `memory` bytes; `None` where there are no blobs.
+pub(super) async fn batch_size(
+    dataset: &Dataset,
+    fragments: &[Fragment],
+    memory: u64,
+) -> Result<Option<usize>> {
+    let arrow = Schema::from(dataset.schema());
+    let blobs = arrow.fields().iter().filter(|f| any(f, &FieldExt::is_blob));
+    let names: Vec<&str> = blobs.map(|f| f.name().as_str()).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let mut scan = dataset.scan();
+    scan.project(&names)?;
+    scan.with_fragments(fragments.to_vec());
+    scan.scan_in_order(true);
+    scan.batch_size(ROWS);
+    let mut batches = scan.try_into_stream().await?;
+    let mut sizes = Vec::new();
+    while let Some(batch) = batches.try_next().await? {
+        let mut rows = vec![0u64; batch.num_rows()];
+        for column in batch.columns() {
+            (0..rows.len()).for_each(|row| rows[row] += payload(column, row));
+        }
+        sizes.extend(rows);
+    }
+    let mut rows = ROWS;
+    while rows > 1 && most(&sizes, rows) > memory {
+        rows /= 2;
+    }
+    Ok(Some(rows))
+}
+
+/// Bytes that a row's descriptors speak of.
+fn payload(array: &ArrayRef, row: usize) -> u64 {
+    if array.is_null(row) {
+        return 0;
+    }
+    let items = |values: &ArrayRef, from: usize, to: usize| {
+        (from..to).map(|at| payload(values, at)).sum::<u64>()
+    };
+    match array.data_type() {
+        DataType::Struct(_) => {
+            let array = array.as_struct();
+            match array.column_by_name("size").and_then(|c| c.as_primitive_opt::<UInt64Type>()) {
+                Some(sizes) => sizes.value(row),
+                None => array.columns().iter().map(|child| payload(child, row)).sum(),
+            }
+        }
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let offsets = list.value_offsets();
+            items(list.values(), offsets[row] as usize, offsets[row + 1] as usize)
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            let offsets = list.value_offsets();
+            items(list.values(), offsets[row] as usize, offsets[row + 1] as usize)
+        }
+        DataType::LargeBinary => array.as_binary::<i64>().value(row).len() as u64,
+        _ => 0,
+    }
+}
+
+/// The largest sum of so many neighbours.
+fn most(sizes: &[u64], rows: usize) -> u64 {
+    let mut sum: u64 = sizes.iter().take(rows).sum();
+    let mut most = sum;
+    for (at, size) in sizes.iter().enumerate().skip(rows) {
+        sum = sum + size - sizes[at - rows];
+        most = most.max(sum);
+    }
+    most
 }
 
 /// The blob columns of the rows that stay.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Elsewhere, Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
+use crate::blob::fields::prepared_schema;
 pub use crate::blob::{Dedup, Scope};
 use crate::codec::Blob;
 use crate::commit::{Applied, Committing, Concurrency};
@@ -203,14 +204,23 @@ fn base_path(base: &Base) -> BasePath {
     }
 }
 
-/// The schema that a create or overwrite commits, numbered as Lance's writer numbers it.
+/// The schema that a create or overwrite commits, numbered as Lance's writer numbers it: an overwrite
+/// from the prepared form of blobs, of which only some children stay.
 fn lance_schema(schema: &Schema, mode: Mode) -> Result<LanceSchema> {
-    let mut lance = LanceSchema::try_from(schema)?;
+    let mut lance = LanceSchema::try_from(&prepared_schema(schema))?;
+    lance.fields.iter_mut().for_each(keep_logical);
     lance.validate()?;
     if mode == Mode::Create {
         lance.try_reassign_field_ids(None)?;
     }
     Ok(lance)
+}
+
+fn keep_logical(field: &mut lance::datatypes::Field) {
+    if field.is_blob_v2() {
+        field.children.retain(|child| ["data", "uri"].contains(&child.name.as_str()));
+    }
+    field.children.iter_mut().for_each(keep_logical);
 }
 
 impl Operation for Write {
@@ -304,14 +314,17 @@ impl Operation for Write {
             bases.extend(bases_of(dataset));
         }
         cx.set_bases(bases.clone());
+        // A late attempt at a create meets the dataset, and numbers fields as an overwrite does.
+        let late = task.read_version == 0 && dataset.is_some();
         let expected = match work.shared.mode {
             Mode::Append => None,
+            _ if late => Some(lance_schema(&schema, Mode::Overwrite)?),
             mode => Some(lance_schema(&schema, mode)?),
         };
         let memory = Self::memory(cx, task, work);
         let mut params = work.shared.params(cx)?;
         params.target_bases = work.shared.targets(&task.uri, &bases)?;
-        if task.read_version == 0 && dataset.is_some() {
+        if late {
             params.mode = WriteMode::Overwrite;
             params.initial_bases = None;
         }

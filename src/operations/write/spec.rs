@@ -50,7 +50,7 @@ pub struct WriteSpec {
     pub skip_auto_cleanup: Option<bool>,
     /// Stored with the transaction.
     pub transaction_properties: Option<BTreeMap<String, String>>,
-    /// Further storage locations to register. For `create` and `overwrite`.
+    /// Further storage locations to register. For `create`; `add_bases` adds them to a dataset.
     pub initial_bases: Option<Vec<Base>>,
     /// Write data files to these bases in turn, by name or path.
     pub target_bases: Option<Vec<String>>,
