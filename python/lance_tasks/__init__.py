@@ -13,6 +13,10 @@ does it here. To spread the work, let anything carry the tasks out and the resul
         results += [lt.execute(task) for task in tasks]   # in any process, on any machine
     lt.commit(job, results)
 
+Tasks of an operation that reads yield data instead, for any Arrow consumer:
+
+    table = pyarrow.table(lt.read(lt.TakeBlobs("films.lance", column="film", row_ids=[7, 3])))
+
 Rows come from, and results go to, any Arrow package; none is needed. This package loads a shared
 library by ctypes: `$LANCE_TASKS_LIBRARY`, else the one next to it.
 """
@@ -48,6 +52,7 @@ from .errors import (
 )
 from .executor import Executor, set_default_executor
 from .loop import run
+from .reads import DataStream, read
 from .results import ResultIterator
 from .tables import Table, results_table, tasks_table
 from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
@@ -65,6 +70,7 @@ if TYPE_CHECKING:
         CreateIndex,
         OptimizeIndex,
         Source,
+        TakeBlobs,
         Write,
     )
 
@@ -84,6 +90,7 @@ __all__ = [
     "ConflictError",
     "CreateIndex",
     "CredentialsError",
+    "DataStream",
     "DeadlineExceededError",
     "DecodeError",
     "Error",
@@ -108,6 +115,7 @@ __all__ = [
     "SourceError",
     "StorageError",
     "Table",
+    "TakeBlobs",
     "Task",
     "VerificationError",
     "VersionGoneError",
@@ -124,6 +132,7 @@ __all__ = [
     "plan",
     "prepare",
     "pylance_index",
+    "read",
     "results_table",
     "run",
     "set_default_executor",
@@ -145,6 +154,7 @@ _LAZY = {
     "CreateIndex": "specs",
     "OptimizeIndex": "specs",
     "Source": "specs",
+    "TakeBlobs": "specs",
     "Write": "specs",
     "blob_array": "blobs",
     "blob_field": "blobs",
