@@ -32,6 +32,10 @@ pub(crate) async fn abort(
     results: &[TaskResult],
 ) -> Result<AbortReport> {
     attempts(job, results)?;
+    if !job.state.makes_version() {
+        // Nor does it write files.
+        return Ok(AbortReport::default());
+    }
     let mut files: BTreeSet<WrittenFile> = BTreeSet::new();
     for result in results {
         for file in &result.files {
