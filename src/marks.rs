@@ -221,7 +221,8 @@ impl Marks {
     pub async fn dataset(self: &Arc<Self>, dataset: &Dataset) -> Result<Dataset> {
         let store = Arc::new(self.store(dataset.object_store(None).await?.as_ref()));
         let mut marked = dataset.with_object_store(store, None);
-        if !marked.manifest.base_paths.is_empty() {
+        // A commit writes no data files, and the bases as it has them into the manifest.
+        if self.used != Use::Commit && !marked.manifest.base_paths.is_empty() {
             for base in Arc::make_mut(&mut marked.manifest).base_paths.values_mut() {
                 base.path = through_store(&base.path);
             }

@@ -56,17 +56,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._foreign import pylance_index
     from .outcomes import AbortReport, Outcome, Progress
-    from .specs import AutoCleanup, Base, Compact, CreateIndex, OptimizeIndex, Source, Write
+    from .specs import (
+        AddBases,
+        AutoCleanup,
+        Base,
+        Cleanup,
+        Compact,
+        CreateIndex,
+        OptimizeIndex,
+        Source,
+        Write,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AbortReport",
+    "AddBases",
     "AlreadyExistsError",
     "AutoCleanup",
     "Base",
     "BudgetExceededError",
     "CancelledError",
+    "Cleanup",
     "CommitUnknownError",
     "Compact",
     "ConflictError",
@@ -123,8 +135,10 @@ _LAZY = {
     "AbortReport": "outcomes",
     "Outcome": "outcomes",
     "Progress": "outcomes",
+    "AddBases": "specs",
     "AutoCleanup": "specs",
     "Base": "specs",
+    "Cleanup": "specs",
     "Compact": "specs",
     "CreateIndex": "specs",
     "OptimizeIndex": "specs",

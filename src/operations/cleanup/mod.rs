@@ -196,7 +196,7 @@ async fn remove(
     let based = in_bases.filter_map(|file| Some((file.base.as_ref()?, &file.path, file.size)));
     let (bases, files) = addressed(based);
     delete(cx, uri, policy, files, &bases).await?;
-    let stats = policy.operation(dataset)?.execute().await?;
+    let stats = policy.operation(dataset, survey.within.as_ref())?.execute().await?;
     if stats.failed_deletes > 0 {
         return Err(Error::new(
             ErrorCode::Io,

@@ -1,5 +1,7 @@
 //! What is to be removed, with every default resolved: Lance's own policy, pinned.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::cleanup::{CleanupOperation, CleanupPolicy, CleanupPolicyBuilder};
@@ -58,8 +60,12 @@ impl Policy {
         })
     }
 
-    /// Lance's cleanup of a dataset.
-    pub fn operation<'a>(&self, dataset: &'a Dataset) -> Result<CleanupOperation<'a>> {
+    /// Lance's cleanup of a dataset, of no versions but those in `within`, where that is given.
+    pub fn operation<'a>(
+        &self,
+        dataset: &'a Dataset,
+        within: Option<&HashSet<u64>>,
+    ) -> Result<CleanupOperation<'a>> {
         let time = |micros| {
             DateTime::<Utc>::from_timestamp_micros(micros)
                 .ok_or_else(|| Error::invalid(format!("before_timestamp {micros} is no time")))
@@ -67,7 +73,7 @@ impl Policy {
         let operation = dataset.cleanup(CleanupPolicy {
             before_timestamp: self.before_timestamp.map(time).transpose()?,
             before_version: self.before_version,
-            versions: self.versions.as_ref().map(|versions| versions.iter().copied().collect()),
+            versions: within.cloned().or_else(|| self.named()),
             delete_unverified: self.delete_unverified,
             error_if_tagged_old_versions: self.error_if_tagged_old_versions,
             clean_referenced_branches: self.clean_referenced_branches,
@@ -80,6 +86,30 @@ impl Policy {
             }
             None => operation,
         })
+    }
+}
+
+impl Policy {
+    fn named(&self) -> Option<HashSet<u64>> {
+        Some(self.versions.as_ref()?.iter().copied().collect())
+    }
+
+    /// The versions that may go when those that branches stand on are kept as a whole: Lance by itself
+    /// keeps no more of them than the branches need. `None` = any.
+    pub async fn within(
+        &self,
+        dataset: &Dataset,
+        standing: &[(String, u64)],
+    ) -> Result<Option<HashSet<u64>>> {
+        if self.clean_referenced_branches || standing.is_empty() {
+            return Ok(None);
+        }
+        let mut within = match self.named() {
+            Some(named) => named,
+            None => dataset.version_refs().await?.into_iter().map(|found| found.version).collect(),
+        };
+        within.retain(|version| standing.iter().all(|(_, kept)| kept != version));
+        Ok(Some(within))
     }
 }
 

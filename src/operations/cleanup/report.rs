@@ -88,7 +88,7 @@ impl Count {
 pub(super) struct Branch {
     pub name: String,
     pub version: u64,
-    /// Whether it is cleaned too.
+    /// Whether it is cleaned too, as far as its own configuration says so.
     pub cleaned: bool,
 }
 

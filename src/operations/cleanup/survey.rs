@@ -30,6 +30,8 @@ pub(super) struct Survey {
     pub in_bases: Vec<File>,
     /// What is left in the dataset's own storage.
     pub leftovers: Vec<File>,
+    /// The versions that may go; `None` = any.
+    pub within: Option<HashSet<u64>>,
     /// How many manifests, and the versions of the dataset's own among them.
     manifests: u64,
     versions: Vec<u64>,
@@ -60,7 +62,10 @@ impl Unverified {
 impl Survey {
     pub async fn make(cx: &Running, uri: &str, dataset: &Dataset, policy: &Policy) -> Result<Self> {
         let holders = holders(dataset).await?;
-        let operation = policy.operation(dataset)?.with_max_candidate_files(usize::MAX);
+        let standing = standing(dataset).await?;
+        let within = policy.within(dataset, &standing).await?;
+        let operation = policy.operation(dataset, within.as_ref())?;
+        let operation = operation.with_max_candidate_files(usize::MAX);
         let explained = explain(&operation).await?;
         let root = dataset.branch_location().path;
         let mut lance = Vec::new();
@@ -76,7 +81,7 @@ impl Survey {
             lance.push(File { path, base: None, kind, size, unverified });
         }
         let references = References::read(cx, uri, dataset, &expired).await?;
-        check(uri, &lance, &references)?;
+        check(uri, &lance, &references, policy)?;
         let (in_bases, skipped) = in_bases(cx, &references).await?;
         let known: HashSet<&str> = lance.iter().map(|file| file.path.as_str()).collect();
         let unverified = Unverified::new(policy);
@@ -91,7 +96,8 @@ impl Survey {
         Ok(Self {
             manifests: expired.len() as u64,
             versions: references.removed,
-            branches: branches(&explained),
+            branches: branches(standing, policy),
+            within,
             lance,
             in_bases,
             leftovers,
@@ -136,20 +142,29 @@ async fn holders(dataset: &Dataset) -> Result<(BTreeSet<(String, u64)>, BTreeSet
     ))
 }
 
-fn branches(explained: &CleanupExplanation) -> Vec<Branch> {
-    let branches = explained.referenced_branches.iter().map(|branch| Branch {
-        name: branch.name.clone(),
-        version: branch.referenced_version,
-        cleaned: branch.cleanup_candidate,
-    });
+/// Branches, and the versions of this one that they and those on them begin with.
+async fn standing(dataset: &Dataset) -> Result<Vec<(String, u64)>> {
+    let branches = dataset.branches().list().await?;
+    let mut standing = dataset.branch_identifier().await?.collect_referenced_versions(&branches);
+    standing.sort();
+    Ok(standing)
+}
+
+fn branches(standing: Vec<(String, u64)>, policy: &Policy) -> Vec<Branch> {
+    let cleaned = policy.clean_referenced_branches;
+    let branches = standing.into_iter().map(|(name, version)| Branch { name, version, cleaned });
     branches.collect()
 }
 
 /// Lance knows nothing of detached versions; and nothing that is kept may be lost by any oversight.
-fn check(uri: &str, files: &[File], references: &References) -> Result<()> {
+fn check(uri: &str, files: &[File], references: &References, policy: &Policy) -> Result<()> {
     for file in files {
         let needed = match file.kind {
-            Kind::Data | Kind::Deletion | Kind::Transaction => references.keeps(uri, &file.path),
+            Kind::Data | Kind::Deletion => references.keeps(uri, &file.path),
+            // With branches cleaned, Lance keeps those of its versions without that are built upon.
+            Kind::Transaction if !policy.clean_referenced_branches => {
+                references.keeps(uri, &file.path)
+            }
             Kind::BlobSidecar => match file.path.rsplit_once('/') {
                 Some((folder, _)) => references.keeps(uri, &format!("{folder}.lance")),
                 None => false,
