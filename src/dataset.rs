@@ -448,6 +448,11 @@ pub(crate) fn bases_of(dataset: &Dataset) -> Bases {
     dataset.manifest.base_paths.iter().map(|(id, base)| (*id, base.clone())).collect()
 }
 
+/// A base's location in the form in which all of the same place are written.
+pub(crate) fn base_location(path: &str) -> String {
+    normalize("base", path).unwrap_or_else(|_| path.trim_end_matches('/').to_owned())
+}
+
 /// Where a data file of a fragment lies, relative to its base's path.
 pub(crate) fn data_file_path(file: &str, base: Option<u32>, bases: &Bases) -> String {
     match base.and_then(|id| bases.get(&id)) {

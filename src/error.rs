@@ -241,9 +241,10 @@ impl From<lance::Error> for Error {
         }
         let message = root_message(&error);
         let code = match &error {
-            L::InvalidInput { .. } | L::InvalidTableLocation { .. } | L::InvalidRef { .. } => {
-                ErrorCode::InvalidArgument
-            }
+            L::InvalidInput { .. }
+            | L::InvalidTableLocation { .. }
+            | L::InvalidRef { .. }
+            | L::Cleanup { .. } => ErrorCode::InvalidArgument,
             L::DatasetAlreadyExists { .. } => ErrorCode::AlreadyExists,
             L::SchemaMismatch { .. } | L::Schema { .. } => ErrorCode::SchemaMismatch,
             L::DatasetNotFound { .. } | L::NotFound { .. } => ErrorCode::NotFound,

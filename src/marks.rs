@@ -136,6 +136,19 @@ fn random(stem: &str, len: usize) -> bool {
         && stem.bytes().skip(HEAD).all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Is this a name, without its ending, that some job gave a data file or a folder beside its data files?
+pub(crate) fn is_marked(stem: &str) -> bool {
+    random(stem, HEAD + MARK + TAIL)
+}
+
+/// Is this the name of a manifest that some job was still writing to a local disk?
+pub(crate) fn is_staged_manifest(name: &str) -> bool {
+    let hex = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let stem = name.split('#').next().and_then(|name| name.strip_suffix(".tmp"));
+    stem.and_then(|stem| stem.split_once('-'))
+        .is_some_and(|(mark, id)| hex(mark, MARK) && hex(id, 2 * MARK))
+}
+
 /// What a store does beside renaming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -223,7 +236,8 @@ impl Marks {
     pub async fn dataset(self: &Arc<Self>, dataset: &Dataset) -> Result<Dataset> {
         let store = Arc::new(self.store(dataset.object_store(None).await?.as_ref()));
         let mut marked = dataset.with_object_store(store, None);
-        if !marked.manifest.base_paths.is_empty() {
+        // A commit writes no data files, and the bases as it has them into the manifest.
+        if self.used != Use::Commit && !marked.manifest.base_paths.is_empty() {
             for base in Arc::make_mut(&mut marked.manifest).base_paths.values_mut() {
                 base.path = through_store(&base.path);
             }
@@ -520,6 +534,7 @@ mod tests {
         ];
         for name in &names {
             assert!(mark.owns(name), "{name}");
+            assert_eq!(is_staged_manifest(name), name.contains(".tmp"), "{name}");
             assert!(!other.owns(name), "{name}");
         }
         for name in ["17.manifest", "latest_version_hint.json", NAME, "", "0-x.txn"] {

@@ -25,7 +25,10 @@ const OPERATIONS: &[&str] = &[
     "create_vector_index",
     "optimize_index",
     "take_blobs",
+    "cleanup",
 ];
+/// Their jobs have no tasks.
+const WITHOUT_TASKS: &[&str] = &["add_bases"];
 
 /// Run once per released format, by hand: `LANCE_TASKS_WRITE_GOLDEN=1 cargo test --release golden`.
 fn write_golden() {
@@ -41,11 +44,14 @@ fn write_golden() {
     // Stored under a place that means nothing.
     let put = |name: &str, bytes: Vec<u8>| std::fs::write(golden().join(name), bytes).unwrap();
     let elsewhere = |json: String| json.replace(&root, "/data");
-    let keep = |name: &str, job: &Job, task: &Task| {
+    let keep_job = |name: &str, job: &Job| {
         let job = Job::decode(elsewhere(job.to_json().unwrap()).as_bytes()).unwrap();
-        let task = Task::decode(elsewhere(task.to_json().unwrap()).as_bytes()).unwrap();
         put(&format!("{name}.job.bin"), job.to_bytes().unwrap());
         put(&format!("{name}.job.json"), job.to_json().unwrap().into_bytes());
+    };
+    let keep = |name: &str, job: &Job, task: &Task| {
+        keep_job(name, job);
+        let task = Task::decode(elsewhere(task.to_json().unwrap()).as_bytes()).unwrap();
         put(&format!("{name}.task.bin"), task.to_bytes().unwrap());
         put(&format!("{name}.task.json"), task.to_json().unwrap().into_bytes());
     };
@@ -91,6 +97,12 @@ fn write_golden() {
     }
     let (job, task) = on("optimize_index", &uri, r#""retrain":true,"num_segments":2"#);
     keep("optimize_index", &job, &task);
+    let (job, task) = on("cleanup", &uri, r#""older_than":"12h","retain_versions":2"#);
+    keep("cleanup", &job, &task);
+    let bases = format!(
+        r#"{{"operation":"add_bases","uri":"{uri}","bases":[{{"id":1,"name":"b","path":"{root}/b"}}]}}"#
+    );
+    keep_job("add_bases", &executor.prepare(spec(bases), None, &call).unwrap());
     let uri = write_vectors(&executor, &root);
     let (job, task) = on(
         "create_index",
@@ -154,9 +166,12 @@ fn golden_files_stay_readable() {
     if std::env::var_os("LANCE_TASKS_WRITE_GOLDEN").is_some() {
         write_golden();
     }
-    for name in OPERATIONS {
+    for name in OPERATIONS.iter().chain(WITHOUT_TASKS) {
         let job = Job::decode(&read(&format!("{name}.job.bin"))).unwrap();
         assert_eq!(job, Job::decode(&read(&format!("{name}.job.json"))).unwrap(), "{name}");
+        if WITHOUT_TASKS.contains(name) {
+            continue;
+        }
         let task = Task::decode(&read(&format!("{name}.task.bin"))).unwrap();
         assert_eq!(task, Task::decode(&read(&format!("{name}.task.json"))).unwrap(), "{name}");
         assert_eq!(task.job_id, job.id);
@@ -168,7 +183,7 @@ fn golden_files_stay_readable() {
 
 #[test]
 fn both_encodings_come_back_equal() {
-    for name in OPERATIONS {
+    for name in OPERATIONS.iter().chain(WITHOUT_TASKS) {
         let job = Job::decode(&read(&format!("{name}.job.bin"))).unwrap();
         assert_eq!(Job::decode(&job.to_bytes().unwrap()).unwrap(), job);
         assert_eq!(Job::decode(job.to_json().unwrap().as_bytes()).unwrap(), job);

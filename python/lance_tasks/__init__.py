@@ -63,9 +63,11 @@ if TYPE_CHECKING:
     from .blobs import Blob, blob_array, blob_field
     from .outcomes import AbortReport, Outcome, Progress
     from .specs import (
+        AddBases,
         AutoCleanup,
         Base,
         BlobColumn,
+        Cleanup,
         Compact,
         CreateIndex,
         OptimizeIndex,
@@ -78,6 +80,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbortReport",
+    "AddBases",
     "AlreadyExistsError",
     "AutoCleanup",
     "Base",
@@ -85,6 +88,7 @@ __all__ = [
     "BlobColumn",
     "BudgetExceededError",
     "CancelledError",
+    "Cleanup",
     "CommitUnknownError",
     "Compact",
     "ConflictError",
@@ -146,10 +150,12 @@ _LAZY = {
     "AbortReport": "outcomes",
     "Outcome": "outcomes",
     "Progress": "outcomes",
+    "AddBases": "specs",
     "AutoCleanup": "specs",
     "Base": "specs",
     "Blob": "blobs",
     "BlobColumn": "specs",
+    "Cleanup": "specs",
     "Compact": "specs",
     "CreateIndex": "specs",
     "OptimizeIndex": "specs",

@@ -42,7 +42,8 @@ def run(
     are deleted, the dataset is as it was, and the first error is raised.
 
     Args:
-        spec: a `Write`, `Compact`, `CreateIndex` or `OptimizeIndex`, a mapping, or JSON text.
+        spec: a `Write`, `Compact`, `CreateIndex`, `OptimizeIndex`, `Cleanup` or `AddBases`, a
+            mapping, or JSON text.
         data: for a write without sources: the rows; anything with `__arrow_c_stream__` or
             `__arrow_c_array__`, or an iterable of such (record batches). What can be read only once
             (a reader, a generator) is not tried again.

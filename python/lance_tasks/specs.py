@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from .errors import InvalidArgumentError
@@ -365,6 +366,101 @@ class OptimizeIndex(_Spec):
 
 
 @dataclass(frozen=True)
+class Cleanup(_Spec):
+    """Remove old versions and the files that only they need, and what uncommitted work left behind.
+
+    Files that a kept version refers to are never removed. The newest version, tagged versions, and
+    those that branches stand on are always kept. A cleanup makes no version: the outcome has the
+    `version` that it was prepared on, and its `metrics` count what was removed, or with `dry_run`
+    what would be: ``versions``, ``files`` and ``bytes``; of each kind (``data``, ``blob_sidecar``,
+    ``managed_blob``, ``deletion``, ``index``, ``transaction``, ``manifest``, ``temporary``)
+    ``data_files``, ``data_bytes`` and so on; ``uncommitted_files`` and ``uncommitted_bytes`` of
+    those that belong to no version; ``dry_run``.
+
+    The first task is a survey, which removes nothing; the second one removes. A survey's report,
+    files by name, is the payload of its result::
+
+        job = lt.prepare(lt.Cleanup("trips.lance", older_than=timedelta(days=7), dry_run=True))
+        (survey,) = lt.plan(job)
+        for file in lt.execute(survey).payload["files"]:
+            print(file["path"], file["kind"], file["size"], file["unverified"])
+
+    In other bases only what removed versions refer to is removed, with the blobs beside it, and
+    nothing where the dataset shares its bases with one that it was cloned from (the payload's
+    ``skipped_bases`` says so). What aborted or killed jobs left there is removed by their `abort`.
+
+    Attributes:
+        uri: the dataset.
+        older_than: remove versions older than this at prepare: a timedelta, seconds, or text such
+            as ``"7d"`` or ``"12h"``; default two weeks, unless `retain_versions` or `versions` is
+            given.
+        retain_versions: keep the last so many versions, counted at prepare; at least 1.
+        versions: remove none but these versions.
+        delete_unverified: remove files that belong to no version whatever their age: only where
+            nothing else writes to the dataset, as files of work that is under way are among them.
+            Default false: those that are seven days old.
+        error_if_tagged_old_versions: fail where a version that would else be removed is tagged;
+            default true; false keeps it and removes the others.
+        clean_referenced_branches: clean the branches that stand on versions to be removed as well,
+            as each branch's own configuration says; default false.
+        delete_rate_limit: requests to delete per second at most; default: no limit.
+        delete_concurrency: requests to delete at a time, of those that Lance makes; default: by the
+            store.
+        dry_run: list what would be removed, and remove nothing; default false.
+        max_candidate_files: files that a report names at most, its counts are of all (then
+            ``files_truncated`` is true); default 1,000.
+    """
+
+    operation: ClassVar[str] = "cleanup"
+
+    uri: Path
+    _: KW_ONLY
+    older_than: timedelta | float | str | None = None
+    retain_versions: int | None = None
+    versions: Sequence[int] | None = None
+    delete_unverified: bool | None = None
+    error_if_tagged_old_versions: bool | None = None
+    clean_referenced_branches: bool | None = None
+    delete_rate_limit: int | None = None
+    delete_concurrency: int | None = None
+    dry_run: bool | None = None
+    max_candidate_files: int | None = None
+
+
+@dataclass(frozen=True)
+class AddBases(_Spec):
+    """Register further storage locations with a dataset that is there.
+
+    Writes may then put data files there (`Write.target_bases`), and external blobs may lie there.
+    A base that the dataset has already, with the same id, name and path, is left as it is; where
+    there is no other, no version is made.
+
+    Attributes:
+        uri: the dataset.
+        bases: the locations, at least one; ids, names and paths are unique among the dataset's, and
+            Lance takes no more than one base without a name.
+        transaction_properties: stored with the transaction.
+    """
+
+    operation: ClassVar[str] = "add_bases"
+
+    uri: Path
+    bases: Base | Sequence[Base | Mapping[str, Any]]
+    _: KW_ONLY
+    transaction_properties: Mapping[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, as the library and the command line take it."""
+        spec = super().to_dict()
+        if isinstance(self.bases, Base):
+            spec["bases"] = [spec["bases"]]
+        return spec
+
+
+SpecLike = _Spec | Mapping[str, Any] | str | bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
 class TakeBlobs(_Spec):
     """Take the bytes of a blob column's rows, whole or in part; for `read`.
 
@@ -453,8 +549,8 @@ def spec_dict(spec: _Spec | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, Mapping):
         return {str(key): _plain(value) for key, value in spec.items()}
     raise TypeError(
-        "spec: expected Write, Compact, CreateIndex, OptimizeIndex, TakeBlobs, a mapping or JSON, "
-        f"got {type(spec).__name__}"
+        "spec: expected Write, Compact, CreateIndex, OptimizeIndex, TakeBlobs, Cleanup, AddBases, "
+        f"a mapping or JSON, got {type(spec).__name__}"
     )
 
 
@@ -463,6 +559,8 @@ def _plain(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset, range)):

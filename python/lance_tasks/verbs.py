@@ -46,8 +46,8 @@ def prepare(
     Nothing is written to the dataset.
 
     Args:
-        spec: a `Write`, `Compact`, `CreateIndex`, `OptimizeIndex` or `TakeBlobs`, a mapping, or
-            JSON text.
+        spec: a `Write`, `Compact`, `CreateIndex`, `OptimizeIndex`, `TakeBlobs`, `Cleanup` or
+            `AddBases`, a mapping, or JSON text.
         schema: for a write without sources: the schema of the rows as they will come; anything with
             `__arrow_c_schema__`.
 

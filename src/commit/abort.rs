@@ -37,7 +37,8 @@ pub(crate) async fn abort(
     results: &[TaskResult],
 ) -> Result<AbortReport> {
     attempts(job, results)?;
-    if job.reads() {
+    if job.reads() || !job.state.makes_version() {
+        // Nor does it write files.
         return Ok(AbortReport::default());
     }
     let mut files: BTreeSet<WrittenFile> = BTreeSet::new();

@@ -8,6 +8,7 @@ mod abort;
 mod files;
 mod guard;
 mod history;
+mod outcome;
 mod owned;
 
 use std::collections::{HashMap, HashSet};
@@ -38,6 +39,7 @@ use files::check_files;
 pub(crate) use guard::Concurrency;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
+use outcome::{nothing, outcome, summary};
 
 /// How often a commit is tried against others that come in between.
 const TRIES: u32 = 3;
@@ -194,6 +196,9 @@ pub(crate) async fn commit(
         return Err(nothing_to_commit(job));
     }
     let call = &running.call;
+    if !job.state.makes_version() {
+        return call.limit(summary(running, job, results)).await;
+    }
     let (mut history, winners) = match call.limit(ready(running, job, results)).await? {
         Ready::Before(history, complete) => {
             let outcome = outcome(running, job, &history, Default::default(), true, complete);
@@ -323,7 +328,10 @@ async fn try_batch(
     // Whatever was answered, what counts is what the history says now.
     let reread = grace(running, history.refresh(running, job)).await;
     match applied {
-        Ok(applied) if applied.nothing => Ok(Some(applied)),
+        // Unless another process was quicker, and left nothing to do.
+        Ok(applied) if applied.nothing => {
+            Ok(Some(applied).filter(|_| reread.is_err() || !history.contains(&tasks)))
+        }
         Ok(applied) => {
             reread?;
             if history.made(&commit_id) {
@@ -357,46 +365,6 @@ async fn try_batch(
             })
         }
     }
-}
-
-async fn outcome(
-    running: &Running,
-    job: &Job,
-    history: &History,
-    metrics: Metrics,
-    already_committed: bool,
-    complete: bool,
-) -> Result<Outcome> {
-    let part = history.last().ok_or_else(|| Error::internal("a commit without a version"))?;
-    let dataset = history.at(running, job, part.version).await?;
-    let rows = dataset.count_rows(None).await?;
-    Ok(Outcome {
-        job_id: job.id,
-        operation: job.operation().to_owned(),
-        uri: job.uri.clone(),
-        version: part.version,
-        already_committed,
-        complete,
-        rows: rows as u64,
-        metrics,
-        transaction_id: part.transaction_id.clone(),
-    })
-}
-
-/// The outcome of a job that had nothing to do.
-async fn nothing(running: &Running, job: &Job) -> Result<Outcome> {
-    let dataset = running.open(&job.uri, job.pin()).await?;
-    Ok(Outcome {
-        job_id: job.id,
-        operation: job.operation().to_owned(),
-        uri: job.uri.clone(),
-        version: job.read_version,
-        already_committed: false,
-        complete: true,
-        rows: dataset.count_rows(None).await? as u64,
-        metrics: Metrics::new(),
-        transaction_id: String::new(),
-    })
 }
 
 /// Take one attempt per task and check that together they are the job.

@@ -1,6 +1,8 @@
 //! The operations. Each is one room with its prepare, plan, execute and commit; everything else knows
 //! only the shape below. A new operation is a module and one line in [`operations!`].
 
+pub mod add_bases;
+pub mod cleanup;
 pub mod compact;
 pub mod create_index;
 pub mod optimize_index;
@@ -40,6 +42,10 @@ pub(crate) trait Operation {
     type State: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
     /// One task's own part.
     type Work: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
+
+    /// Whether a commit makes a version of the dataset. Where it makes none, the dataset's history is
+    /// not looked at: all that a commit does is [`summary`](Self::summary), as often as it is asked.
+    const MAKES_VERSION: bool = true;
 
     /// Validate, pin the version, resolve every default. `input` is the schema of the stream that will
     /// be handed to tasks, for operations that take one.
@@ -124,6 +130,11 @@ pub(crate) trait Operation {
         _winners: &[TaskResult],
     ) -> impl Future<Output = Result<Applied>> + Send {
         std::future::ready(Err(nothing_to_commit(job)))
+    }
+
+    /// What the winners came to, in numbers; for an operation that makes no version.
+    fn summary(_state: &Self::State, _winners: &[TaskResult]) -> Result<Metrics> {
+        Ok(Metrics::new())
     }
 
     /// What a person calls the task, where it has a name.
@@ -381,6 +392,14 @@ macro_rules! operations {
                 reads(self.name())
             }
 
+            pub(crate) fn makes_version(&self) -> bool {
+                match self { $(Self::$variant(_) => <$operation>::MAKES_VERSION),* }
+            }
+
+            pub(crate) fn summary(&self, winners: &[TaskResult]) -> Result<Metrics> {
+                match self { $(Self::$variant(state) => <$operation>::summary(state, winners)),* }
+            }
+
             pub(crate) fn partial(&self) -> bool {
                 match self { $(Self::$variant(state) => <$operation>::partial(state)),* }
             }
@@ -497,6 +516,8 @@ operations! {
     CreateIndex "create_index" => create_index::CreateIndex,
     OptimizeIndex "optimize_index" => optimize_index::OptimizeIndex,
     TakeBlobs "take_blobs" => take_blobs::TakeBlobs,
+    Cleanup "cleanup" => cleanup::Cleanup,
+    AddBases "add_bases" => add_bases::AddBases,
 }
 
 impl Descriptor for Spec {

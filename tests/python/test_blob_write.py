@@ -308,13 +308,11 @@ def test_packs_are_rolled(by: str, uri: str) -> None:
         lt.run(lt.Write(uri), data=table(payloads).set_column(1, field, table(payloads)["blob"]))
     dataset = check(uri, payloads)
     assert set(kinds(dataset)) == {"packed"}
-    packs: dict[int, int] = {}
+    packs: dict[int, list[int]] = {}
     for found in descriptors(dataset):
-        packs[found["blob_id"]] = packs.get(found["blob_id"], 0) + found["size"]
-    assert sorted(packs.values()) == sorted([800, 400, 1500, 200, 900]) or all(
-        size <= 1000 or size == 1500 for size in packs.values()
-    )
-    assert len(packs) >= 4
+        packs.setdefault(found["blob_id"], []).append(found["size"])
+    assert len(packs) < len(payloads)
+    assert all(sum(sizes) <= 1000 or sizes == [1500] for sizes in packs.values()), packs
     exact_files(uri)
 
 

@@ -1,6 +1,7 @@
 //! The command line: the verbs over a spool, shorthands that do all of them at once, and a look at
 //! datasets and spools.
 
+mod cleanup;
 mod inspect;
 mod progress;
 mod read;

@@ -62,6 +62,13 @@ const LISTED: &[Shorthand] = &[
         arguments: None,
         renamed: &[],
     },
+    Shorthand {
+        operation: "cleanup",
+        command: "cleanup",
+        about: "Remove old versions, the files that only they need, and what was left behind",
+        arguments: None,
+        renamed: &[],
+    },
 ];
 
 fn all() -> impl Iterator<Item = Shorthand> {

@@ -187,6 +187,8 @@ impl Kind {
         match () {
             () if !choices.is_empty() => Self::Text(choices),
             () if has("boolean") => Self::Switch,
+            // What may be either is told apart by who reads it.
+            () if has("string") && has("number") => Self::Text(Vec::new()),
             () if has("integer") || has("number") => Self::Number,
             () if has("string") => Self::Text(Vec::new()),
             () if has("array") => match Self::of(&property["items"]) {
@@ -266,6 +268,8 @@ pub fn absolute(spec: &mut Value) {
         }
     };
     absolute(&mut spec["uri"]);
+    let bases = spec.get_mut("bases").and_then(Value::as_array_mut).into_iter().flatten();
+    bases.filter_map(|base| base.get_mut("path")).for_each(absolute);
     for source in spec.get_mut("sources").and_then(Value::as_array_mut).into_iter().flatten() {
         match source.get_mut("uri") {
             Some(uri) => absolute(uri),
@@ -290,9 +294,11 @@ mod tests {
             let (names, kinds): (Vec<_>, Vec<_>) =
                 options.options.iter().map(|(n, k, _)| (n.as_str(), k)).unzip();
             assert!(names.contains(&"uri"), "{operation}: {names:?}");
-            let properties = kinds.contains(&&Kind::Map);
+            // A cleanup makes no version, nor does a read.
             let reads = lance_tasks::operations::reads(operation);
-            assert_ne!(properties, reads, "{operation}: transaction properties");
+            let properties = *operation != "cleanup" && !reads;
+            let has = kinds.contains(&&Kind::Map);
+            assert_eq!(has, properties, "{operation}: transaction properties");
         }
         let write = Options::of("write");
         let kind = |name: &str| {
@@ -308,6 +314,9 @@ mod tests {
         assert_eq!(kind("target_bases"), Kind::List(Box::new(Kind::Text(Vec::new()))));
         assert_eq!(kind("initial_bases"), Kind::Json);
         assert!(matches!(kind("mode"), Kind::Text(choices) if choices.len() == 3));
+        let cleanup = Options::of("cleanup");
+        let age = cleanup.options.iter().find(|(name, _, _)| name == "older_than").unwrap();
+        assert_eq!(age.1, Kind::Text(Vec::new()));
         let sources = write.of_items("sources");
         let (_, format, _) = sources.options.iter().find(|(name, _, _)| name == "format").unwrap();
         assert!(matches!(format, Kind::Text(choices) if choices.len() == 5), "{format:?}");

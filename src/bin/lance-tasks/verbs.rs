@@ -3,6 +3,7 @@
 use lance_tasks::{AbortReport, Call, Error, ErrorCode, Outcome as Committed, RetryClass, Spec};
 use serde_json::{Value, json};
 
+use crate::cleanup;
 use crate::report::{Answer, Outcome, bytes, count};
 use crate::run::{self, Shard, open_stage};
 use crate::session::Session;
@@ -87,9 +88,17 @@ pub fn commit(session: &Session, spool: &Spool, partial: bool) -> Outcome<Answer
                 _ => failure,
             },
         })?;
-    let value = serde_json::to_value(&outcome)?;
+    let mut value = serde_json::to_value(&outcome)?;
+    let mut text = committed(&outcome);
+    if let Some(report) = cleanup::report(&outcome, &results) {
+        text = cleanup::text(&outcome, &report);
+        value["report"] = report;
+    }
     spool.put_outcome(&value)?;
-    Ok(Answer { value, text: committed(&outcome) })
+    if outcome.complete {
+        spool.remove_stale()?;
+    }
+    Ok(Answer { value, text })
 }
 
 fn committed(outcome: &Committed) -> String {
@@ -110,6 +119,7 @@ pub fn abort(session: &Session, spool: &Spool, call: &Call) -> Outcome<Answer> {
     let report = abort_job(session, spool, call)?;
     let value = serde_json::to_value(&report)?;
     spool.put_aborted(&value)?;
+    spool.remove_stale()?;
     let text = format!(
         "removed {} ({}), kept {} committed",
         count(report.files_removed, "file"),

@@ -195,7 +195,7 @@ impl Shared {
     }
 }
 
-fn base_path(base: &Base) -> BasePath {
+pub(crate) fn base_path(base: &Base) -> BasePath {
     BasePath {
         id: base.id,
         name: base.name.clone(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use lance_io::object_store::{ObjectStore, ObjectStoreParams, StorageOptionsAccessor};
@@ -15,6 +16,9 @@ use tokio::runtime::Runtime;
 
 /// Requests under way at a time.
 const PARALLEL: usize = 64;
+
+/// Nobody takes so long to write a file of a spool.
+const STALE: Duration = Duration::from_secs(600);
 
 /// Names are relative, with `/` between their parts.
 pub enum Files {
@@ -178,6 +182,28 @@ impl Files {
         Ok(names)
     }
 
+    /// Remove the temporary files in a folder whose writers must have been killed. Only a local folder
+    /// has any.
+    pub fn remove_stale(&self, folder: &str) -> Result<()> {
+        let Self::Local(root) = self else { return Ok(()) };
+        let entries = match std::fs::read_dir(root.join(folder)) {
+            Err(e) if missing(&e) => return Ok(()),
+            entries => entries.map_err(|e| self.io(folder, &e))?,
+        };
+        for entry in entries.filter_map(std::io::Result::ok) {
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            // As tempfile names them.
+            let temporary = entry.file_name().to_str().is_some_and(|n| n.starts_with(".tmp"));
+            if temporary && age().is_some_and(|age| age > STALE) {
+                match std::fs::remove_file(entry.path()) {
+                    Err(e) if !missing(&e) => return Err(self.io(folder, &e)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Copy what is in memory to another place.
     pub fn save(&self, to: &Files) -> Result<()> {
         if let Self::Memory(files) = self {
@@ -296,6 +322,23 @@ mod tests {
         memory.put("x/y", b"z").unwrap();
         memory.save(&to).unwrap();
         assert_eq!(to.get("x/y").unwrap().as_deref(), Some(&b"z"[..]));
+    }
+
+    #[test]
+    fn what_killed_writers_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::Local(folder.path().to_owned());
+        let old = std::time::SystemTime::now() - 2 * STALE;
+        for (name, time) in [("x/.tmpOld", old), ("x/result", old), ("x/.tmpNew", old + 2 * STALE)]
+        {
+            files.put(name, b"1").unwrap();
+            let file = std::fs::File::options().write(true).open(folder.path().join(name));
+            file.unwrap().set_modified(time).unwrap();
+        }
+        files.remove_stale("x").unwrap();
+        files.remove_stale("none").unwrap();
+        let left = ["x/.tmpOld", "x/result", "x/.tmpNew"].map(|n| files.get(n).unwrap().is_some());
+        assert_eq!(left, [false, true, true]);
     }
 
     #[test]

@@ -190,6 +190,11 @@ impl Spool {
         Ok(Some(value))
     }
 
+    /// Remove what killed processes left half written, when the spool's work is at its end.
+    pub fn remove_stale(&self) -> Result<()> {
+        [".", "tasks", "results"].iter().try_for_each(|folder| self.files.remove_stale(folder))
+    }
+
     /// Refuse to work on a job whose files have been removed.
     pub fn refuse_aborted(&self) -> Result<()> {
         match self.aborted()? {

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cleanup: versions, tags, what each kind of file is, dry runs, repeated and killed ones.
+
+Stock pylance's own cleanup of a copy is the judge of what goes in the dataset's storage.
+"""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+from support import (
+    assert_same,
+    edit_result,
+    files,
+    finish,
+    go,
+    numbers,
+    read,
+    run_loop,
+    start_worker,
+    unchanged,
+)
+
+import lance_tasks as lt
+
+ALL = timedelta(0)
+
+
+def make_versions(uri: str, versions: int = 6) -> None:
+    """Version n holds the ids from 100 (n - 1); only odd ones are written as a whole."""
+    for n in range(versions):
+        if n % 2 == 0:
+            lance.write_dataset(numbers(100, 100 * n), uri, mode="overwrite", max_rows_per_file=50)
+        else:
+            lance.dataset(uri).delete(f"id % 10 = {n}")
+
+
+def versions(uri: str) -> list[int]:
+    return [version["version"] for version in lance.dataset(uri).versions()]
+
+
+def contents(uri: str) -> dict[int, pa.Table]:
+    return {version: read(uri, version) for version in versions(uri)}
+
+
+def check_contents(uri: str, before: dict[int, pa.Table], kept: list[int]) -> None:
+    """The versions that are kept are whole, and there are no others."""
+    assert versions(uri) == kept
+    for version in kept:
+        assert_same(read(uri, version), before[version])
+
+
+def survey(spec: lt.Cleanup) -> dict:
+    """The report of a spec's first task."""
+    (task,) = lt.plan(lt.prepare(spec))
+    return lt.execute(task).payload
+
+
+def listed(report: dict) -> dict[str, int]:
+    """A report's files in the dataset's own storage."""
+    assert not report["files_truncated"]
+    return {file["path"]: file["size"] for file in report["files"] if "base" not in file}
+
+
+def check_removes_what_it_lists(uri: str, **options: object) -> lt.Outcome:
+    """The dry run removes nothing; what it lists is what the real run removes."""
+    before = files(uri)
+    with unchanged(uri):
+        report = survey(lt.Cleanup(uri, dry_run=True, **options))
+        dry = lt.run(lt.Cleanup(uri, dry_run=True, **options))
+    outcome = lt.run(lt.Cleanup(uri, **options))
+    gone = {path: size for path, size in before.items() if path not in files(uri)}
+    assert listed(report) == gone
+    assert dry.metrics["dry_run"] == 1 and outcome.metrics["dry_run"] == 0
+    assert {**dry.metrics, "dry_run": 0} == outcome.metrics
+    assert outcome.metrics["files"] == len(gone)
+    assert outcome.metrics["bytes"] == sum(gone.values())
+    assert outcome.version == lance.dataset(uri).version
+    assert outcome.rows == lance.dataset(uri).count_rows()
+    return outcome
+
+
+def as_pylance(uri: str, clean: Callable[[lance.LanceDataset], object], **options: object) -> None:
+    """Ours leaves the same files as pylance's cleanup of a copy does."""
+    twin = f"{uri}.twin"
+    shutil.copytree(uri, twin)
+    clean(lance.dataset(twin))
+    lt.run(lt.Cleanup(uri, **options))
+    assert files(uri) == files(twin)
+
+
+@pytest.mark.parametrize(
+    "options, theirs, kept",
+    [
+        ({"older_than": ALL}, {"older_than": timedelta(microseconds=1)}, [6]),
+        ({"older_than": 0.000001}, {"older_than": timedelta(microseconds=1)}, [6]),
+        ({"older_than": "1us"}, {"older_than": timedelta(microseconds=1)}, [6]),
+        ({"older_than": "1h"}, {"older_than": timedelta(hours=1)}, [1, 2, 3, 4, 5, 6]),
+        ({}, {}, [1, 2, 3, 4, 5, 6]),
+        ({"retain_versions": 2}, {"retain_versions": 2}, [5, 6]),
+        ({"retain_versions": 9}, {"retain_versions": 9}, [1, 2, 3, 4, 5, 6]),
+        (
+            {"retain_versions": 2, "older_than": "7d"},
+            {"retain_versions": 2, "older_than": timedelta(days=7)},
+            [1, 2, 3, 4, 5, 6],
+        ),
+        ({"versions": [2, 3, 6]}, {"versions": [2, 3, 6]}, [1, 4, 5, 6]),
+    ],
+    ids=str,
+)
+def test_versions(uri: str, options: dict, theirs: dict, kept: list[int]) -> None:
+    make_versions(uri)
+    before = contents(uri)
+    as_pylance(uri, lambda twin: twin.cleanup_old_versions(**theirs), **options)
+    check_contents(uri, before, kept)
+
+
+def test_what_is_old_is_fixed_at_prepare(uri: str) -> None:
+    """A cleanup that is executed late removes no version that has come of age since."""
+    make_versions(uri, 4)
+    before = contents(uri)
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    lance.write_dataset(numbers(10), uri, mode="overwrite")
+    lance.write_dataset(numbers(20), uri, mode="overwrite")
+    before |= contents(uri)
+    outcome = lt.commit(job, finish(job))
+    assert outcome.version == 4
+    check_contents(uri, before, [4, 5, 6])
+
+
+def test_age(uri: str) -> None:
+    """The time of a version decides."""
+    make_versions(uri)
+    before = contents(uri)
+    at = [version["timestamp"].timestamp() for version in lance.dataset(uri).versions()]
+    job = json.loads(lt.prepare(lt.Cleanup(uri, older_than=1)).to_json())
+    cut = int((at[2] + at[3]) / 2 * 1e6)
+    job["job"]["state"]["cleanup"]["policy"]["before_timestamp"] = cut
+    job = lt.Job.from_bytes(json.dumps(job).encode())
+    lt.commit(job, finish(job))
+    check_contents(uri, before, [4, 5, 6])
+
+
+@pytest.mark.parametrize("options", [{"older_than": ALL}, {"retain_versions": 2}], ids=str)
+def test_the_dry_run_lists_what_is_removed(uri: str, options: dict) -> None:
+    make_versions(uri)
+    before = contents(uri)
+    outcome = check_removes_what_it_lists(uri, **options)
+    kept = [6] if "older_than" in options else [5, 6]
+    assert outcome.metrics["versions"] == outcome.metrics["manifest_files"] == 6 - len(kept)
+    assert outcome.metrics["data_files"] == 4
+    assert outcome.metrics["deletion_files"] > 0
+    assert outcome.metrics["uncommitted_files"] == 0
+    check_contents(uri, before, kept)
+
+
+def test_the_report(uri: str) -> None:
+    make_versions(uri)
+    report = survey(lt.Cleanup(uri, versions=[1, 2, 4]))
+    assert report["removed"] is False
+    assert (report["versions"], report["version_ranges"]) == (3, [[1, 2], [4, 4]])
+    kinds = {kind: count["files"] for kind, count in report["kinds"].items()}
+    assert kinds["manifest"] == 3 and kinds["data"] == 2
+    for kind, count in report["kinds"].items():
+        of_kind = [file["size"] for file in report["files"] if file["kind"] == kind]
+        assert count == {"files": len(of_kind), "bytes": sum(of_kind)}
+    short = survey(lt.Cleanup(uri, versions=[1, 2, 4], max_candidate_files=3))
+    assert short["files"] == report["files"][:3] and short["files_truncated"] is True
+    assert short["total"] == report["total"] and short["kinds"] == report["kinds"]
+
+
+def test_the_plan_goes_from_survey_to_removal(uri: str) -> None:
+    make_versions(uri)
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    with unchanged(uri):
+        (first,) = lt.plan(job)
+        looked = lt.execute(first)
+        (second,) = lt.plan(job, [looked])
+        with pytest.raises(lt.IncompleteError):
+            lt.commit(job, [looked])
+    assert second.estimated_bytes == looked.payload["total"]["bytes"]
+    removed = lt.execute(second)
+    assert removed.payload == looked.payload | {"removed": True}
+    assert lt.plan(job, [looked, removed]) == []
+    # A result that says of itself that it removed nothing is not that of the removal.
+    forged = edit_result(removed, payload=json.dumps(looked.payload))
+    with pytest.raises(lt.VerificationError):
+        lt.commit(job, [looked, forged])
+
+
+def test_tags(uri: str) -> None:
+    make_versions(uri)
+    before = contents(uri)
+    lance.dataset(uri).tags.create("release", 2)
+    with unchanged(uri), pytest.raises(lt.InvalidArgumentError, match=r"release.*2"):
+        lt.run(lt.Cleanup(uri, older_than=ALL))
+    as_pylance(
+        uri,
+        lambda twin: twin.cleanup_old_versions(
+            timedelta(microseconds=1), error_if_tagged_old_versions=False
+        ),
+        older_than=ALL,
+        error_if_tagged_old_versions=False,
+    )
+    check_contents(uri, before, [2, 6])
+    lance.dataset(uri).tags.delete("release")
+    lt.run(lt.Cleanup(uri, older_than=ALL))
+    check_contents(uri, before, [6])
+
+
+def transactions(uri: str) -> dict[int, object]:
+    dataset = lance.dataset(uri)
+    return {version: dataset.read_transaction(version).uuid for version in versions(uri)}
+
+
+def test_branches(uri: str) -> None:
+    """The versions that branches stand on are kept, as a whole."""
+    make_versions(uri, 3)
+    branch = lance.dataset(uri).create_branch("dev", 1)
+    expected = branch.to_table()
+    make_versions(uri, 2)
+    before, uuids = contents(uri), transactions(uri)
+    report = check_removes_what_it_lists(uri, older_than=ALL, delete_unverified=True)
+    assert report.metrics["versions"] == 3
+    check_contents(uri, before, [1, 5])
+    assert transactions(uri) == {version: uuids[version] for version in (1, 5)}
+    assert_same(lance.dataset(uri).checkout_version(("dev", None)).to_table(), expected)
+    report = survey(lt.Cleanup(uri, older_than=ALL))
+    assert report["branches"] == [{"name": "dev", "version": 1, "cleaned": False}]
+    lance.dataset(uri).branches.delete("dev")
+    lt.run(lt.Cleanup(uri, older_than=ALL))
+    check_contents(uri, before, [5])
+
+
+def test_branches_cleaned_as_well(uri: str) -> None:
+    make_versions(uri, 1)
+    branch = lance.dataset(uri).create_branch("dev")
+    always = {"lance.auto_cleanup.interval": "1", "lance.auto_cleanup.older_than": "0s"}
+    branch.update_config(always)
+    for n in range(3):
+        lance.write_dataset(numbers(10, n), branch, mode="overwrite", auto_cleanup_options=None)
+    make_versions(uri, 1)
+    expected = numbers(10, 2)
+    options = {"older_than": ALL, "clean_referenced_branches": True}
+    report = survey(lt.Cleanup(uri, **options))
+    assert report["branches"] == [{"name": "dev", "version": 1, "cleaned": True}]
+    check_removes_what_it_lists(uri, **options)
+    assert versions(uri) == [2]
+    assert_same(lance.dataset(uri).checkout_version(("dev", None)).to_table(), expected)
+
+
+def test_a_detached_version_is_kept(uri: str) -> None:
+    """Lance's own cleanup does not see them: nothing is removed, and the reason is said."""
+    make_versions(uri, 1)
+    dataset = lance.dataset(uri)
+    fragments = lance.fragment.write_fragments(numbers(30), uri)
+    detached = lance.LanceDataset.commit(
+        dataset.uri, lance.LanceOperation.Append(fragments), read_version=1, detached=True
+    )
+    make_versions(uri, 2)
+    with unchanged(uri), pytest.raises(lt.NotSupportedError, match="detached"):
+        lt.run(lt.Cleanup(uri, older_than=ALL, delete_unverified=True))
+    assert detached.count_rows() == 130
+
+
+def blob_table(start: int, schema_metadata: dict | None = None) -> pa.Table:
+    """Rows with an inline, two packed and a dedicated payload, a null and an empty one."""
+    data = [b"a" * 10, b"b" * 100_000, b"c" * 90_000, b"d" * 5_000_000, None, b""]
+    columns = [pa.array(range(start, start + 6)), lance.blob_array(data)]
+    schema = pa.schema([pa.field("id", pa.int64()), lance.blob_field("blob")], schema_metadata)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def check_blobs(uri: str, start: int) -> None:
+    dataset = lance.dataset(uri)
+    assert dataset.to_table(columns=["id"])["id"].to_pylist() == list(range(start, start + 6))
+    blobs = dataset.take_blobs("blob", indices=[0, 1, 2, 3])
+    sizes = [(blob.size(), blob.read()[:1]) for blob in blobs]
+    assert sizes == [(10, b"a"), (100_000, b"b"), (90_000, b"c"), (5_000_000, b"d")]
+
+
+def test_blob_sidecars(uri: str) -> None:
+    for start in (0, 10):
+        lance.write_dataset(blob_table(start), uri, mode="overwrite", data_storage_version="2.2")
+    outcome = check_removes_what_it_lists(uri, older_than=ALL)
+    assert outcome.metrics["blob_sidecar_files"] == 2
+    assert outcome.metrics["blob_sidecar_bytes"] >= 5_190_000
+    check_blobs(uri, 10)
+    # Lance would leave the folder of the blobs.
+    assert len(list(Path(uri, "data").iterdir())) == 2
+
+
+def test_managed_blobs(uri: str) -> None:
+    managed = {"lance.blob.managed": "true"}
+    for start in (0, 10):
+        table = blob_table(start, managed)
+        lance.write_dataset(table, uri, mode="overwrite", data_storage_version="2.2")
+    assert len(list(Path(uri, "_blobs").iterdir())) > 0
+    outcome = check_removes_what_it_lists(uri, older_than=ALL)
+    assert outcome.metrics["managed_blob_files"] > 0
+    assert outcome.metrics["managed_blob_bytes"] >= 5_190_000
+    assert outcome.metrics["blob_sidecar_files"] == 0
+    check_blobs(uri, 10)
+
+
+def test_indices(uri: str) -> None:
+    make_versions(uri, 1)
+    for _ in range(2):
+        lt.run(lt.CreateIndex(uri, column="id", index_type="BTREE", replace=True))
+    outcome = check_removes_what_it_lists(uri, older_than=ALL)
+    assert outcome.metrics["index_files"] > 0
+    assert len(list(Path(uri, "_indices").iterdir())) == 1
+    scanner = lance.dataset(uri).scanner(filter="id = 42")
+    assert "ScalarIndexQuery" in scanner.explain_plan()
+    assert scanner.to_table()["id"].to_pylist() == [42]
+
+
+def test_after_a_compaction(uri: str) -> None:
+    make_versions(uri, 2)
+    before = read(uri)
+    lt.run(lt.Compact(uri))
+    as_pylance(
+        uri,
+        lambda twin: twin.cleanup_old_versions(timedelta(microseconds=1)),
+        older_than=ALL,
+    )
+    assert_same(read(uri), before)
+    assert len(list(Path(uri, "data").glob("*.lance"))) == 1
+
+
+# Again, at once, killed
+
+
+def test_twice(uri: str) -> None:
+    make_versions(uri)
+    before = contents(uri)
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    results = finish(job)
+    check_contents(uri, before, [6])
+    (task,) = lt.plan(job, results[:1])
+    with unchanged(uri):
+        again = lt.execute(task)
+        assert again.payload["total"] == {"files": 0, "bytes": 0}
+        first = lt.commit(job, results)
+        assert first == lt.commit(job, results)
+        assert lt.abort(job, results).files_removed == 0
+        assert lt.run(lt.Cleanup(uri, older_than=ALL)).metrics["files"] == 0
+    assert first.metrics["versions"] == 5
+    assert first.operation == "cleanup" and first.complete
+
+
+def test_commit_after_another_cleanup_removed_the_pinned_version(uri: str) -> None:
+    make_versions(uri, 3)
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    results = finish(job)
+    make_versions(uri, 2)
+    lt.run(lt.Cleanup(uri, older_than=ALL))
+    assert versions(uri) == [5]
+    outcome = lt.commit(job, results)
+    assert (outcome.version, outcome.metrics["versions"]) == (5, 2)
+
+
+def test_two_at_once(uri: str, tmp_path: Path) -> None:
+    make_versions(uri, 40)
+    before = contents(uri)
+    started = []
+    for n in range(2):
+        job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+        results = [lt.execute(task) for task in lt.plan(job)]
+        (task,) = lt.plan(job, results)
+        (tmp_path / f"task-{n}").write_bytes(task.to_bytes())
+        given = ("execute", tmp_path / f"task-{n}", tmp_path / f"result-{n}")
+        started.append(start_worker(*given, wait=True))
+    for answer in go(*started):
+        assert "error" not in answer, answer
+    check_contents(uri, before, [40])
+
+
+def test_killed_in_the_middle(uri: str, tmp_path: Path) -> None:
+    make_versions(uri, 30)
+    before = contents(uri)
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL, delete_rate_limit=30))
+    results = [lt.execute(task) for task in lt.plan(job)]
+    (task,) = lt.plan(job, results)
+    (tmp_path / "task").write_bytes(task.to_bytes())
+    there = len(files(uri))
+    process = start_worker("execute", tmp_path / "task", tmp_path / "result")
+    while len(files(uri)) > there - 10:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "result").exists() and len(files(uri)) > 20
+    assert_same(read(uri), before[30])
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    lt.commit(job, finish(job))
+    check_contents(uri, before, [30])
+    shutil.copytree(uri, f"{uri}.twin")
+    lance.dataset(f"{uri}.twin").cleanup_old_versions(timedelta(microseconds=1))
+    assert files(uri) == files(f"{uri}.twin")
+
+
+def test_a_dataset_made_anew(uri: str) -> None:
+    """An old job's versions are not those of the dataset that is there now."""
+    make_versions(uri, 6)
+    job = lt.prepare(lt.Cleanup(uri, retain_versions=1))
+    (task,) = lt.plan(job)
+    shutil.rmtree(uri)
+    make_versions(uri, 3)
+    with unchanged(uri), pytest.raises(lt.VersionGoneError):
+        lt.execute(task)
+    shutil.rmtree(uri)
+    make_versions(uri, 6)
+    with unchanged(uri), pytest.raises(lt.VersionGoneError, match="replaced"):
+        lt.execute(task)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"older_than": -1}, ["older_than", "-1"]),
+        ({"older_than": timedelta(days=-1)}, ["older_than"]),
+        ({"older_than": "soon"}, ["older_than", "soon", "7d"]),
+        ({"older_than": 1e40}, ["older_than"]),
+        ({"older_than": 1e13}, ["older_than"]),
+        ({"retain_versions": 0}, ["retain_versions"]),
+        ({"retain_versions": -1}, ["retain_versions"]),
+        ({"versions": []}, ["versions"]),
+        ({"delete_rate_limit": 0}, ["delete_rate_limit"]),
+        ({"delete_concurrency": 0}, ["delete_concurrency"]),
+        ({"delete_concurrency": 2**63}, ["delete_concurrency"]),
+    ],
+    ids=str,
+)
+def test_bad_options(uri: str, options: dict, words: list[str]) -> None:
+    make_versions(uri, 2)
+    with unchanged(uri), pytest.raises(lt.InvalidArgumentError) as caught:
+        lt.run(lt.Cleanup(uri, **options))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_bad_input(uri: str) -> None:
+    with pytest.raises(lt.NotFoundError, match=r"dataset\.lance"):
+        lt.prepare(lt.Cleanup(uri))
+    make_versions(uri, 2)
+    with pytest.raises(lt.InvalidArgumentError, match="input stream"):
+        lt.prepare(lt.Cleanup(uri), schema=numbers(0).schema)
+    with pytest.raises(lt.InvalidArgumentError, match="rows"):
+        lt.run(lt.Cleanup(uri), data=numbers(1))
+    with pytest.raises(lt.InvalidArgumentError, match="speed"):
+        lt.prepare({"operation": "cleanup", "uri": uri, "speed": 9})
+    job = lt.prepare(lt.Cleanup(uri, older_than=ALL))
+    (task,) = lt.plan(job)
+    with pytest.raises(lt.InvalidArgumentError, match="another client"):
+        lt.adopt(job, task, {})
+    with pytest.raises(lt.InvalidArgumentError, match="partial"):
+        lt.commit(job, [], partial=True)
+
+
+def test_mapping_and_loop(uri: str) -> None:
+    make_versions(uri, 3)
+    outcome = run_loop({"operation": "cleanup", "uri": uri, "older_than": "0s"})
+    assert outcome.metrics["versions"] == 2
