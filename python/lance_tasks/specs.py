@@ -457,9 +457,6 @@ class AddBases(_Spec):
         return spec
 
 
-SpecLike = _Spec | Mapping[str, Any] | str | bytes | bytearray | memoryview
-
-
 @dataclass(frozen=True)
 class TakeBlobs(_Spec):
     """Take the bytes of a blob column's rows, whole or in part; for `read`.

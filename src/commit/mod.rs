@@ -37,6 +37,7 @@ pub(crate) use abort::abort;
 use abort::remove_spent;
 use files::check_files;
 pub(crate) use guard::Concurrency;
+pub(crate) use owned::beside;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
 use outcome::{nothing, outcome, summary};

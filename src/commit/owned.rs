@@ -47,6 +47,25 @@ enum Place<'a> {
     Base(&'a BasePath),
 }
 
+/// The payloads beside data files, of whoever wrote them: in folders of the files' names.
+pub(crate) async fn beside(
+    running: &Running,
+    uri: &str,
+    data_files: &[WrittenFile],
+    bases: &Bases,
+) -> Result<Vec<WrittenFile>> {
+    let mut files = Vec::new();
+    for file in data_files {
+        let place = match file.base.and_then(|id| bases.get(&id)) {
+            Some(base) => Place::Base(base),
+            None => Place::Dataset(uri),
+        };
+        let folder = file.path.strip_suffix(".lance").unwrap_or(&file.path);
+        list(running, place, folder, None, &mut files).await?;
+    }
+    Ok(files)
+}
+
 async fn list(
     running: &Running,
     place: Place<'_>,

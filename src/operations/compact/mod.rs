@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use blobs::{Split, batch_size};
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
-use crate::commit::{Applied, Committing};
+use crate::commit::{Applied, Committing, beside};
 use crate::dataset::bases_of;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
@@ -315,7 +315,13 @@ impl Operation for Compact {
         };
         let mut result: RewriteResult = lance_task.execute(&marked).await?;
         cx.marks().mark().fragments(&mut result.new_fragments);
-        let Some(split) = split else { return produced(cx, task, &dataset, result).await };
+        let Some(split) = split else {
+            let mut made = produced(cx, task, &dataset, result).await?;
+            if work.blobs {
+                made.files.extend(beside(cx, &task.uri, &made.files, &bases_of(&dataset)).await?);
+            }
+            return Ok(made);
+        };
         let sidecars =
             split.add(cx, task, &dataset, &fragments, &mut result, &options, memory).await?;
         // Lance describes a rewrite's fragments as they were; blobs are part of them again.
@@ -333,7 +339,12 @@ impl Operation for Compact {
     ) -> Result<Produced> {
         let dataset = cx.open(&task.uri, task.pin()).await?;
         fragments(&dataset, &work.fragments)?;
-        produced(cx, task, &dataset, described("rewrite (Lance's RewriteResult)", made)?).await
+        let rewrite = described("rewrite (Lance's RewriteResult)", made)?;
+        let mut made = produced(cx, task, &dataset, rewrite).await?;
+        if work.blobs {
+            made.files.extend(beside(cx, &task.uri, &made.files, &bases_of(&dataset)).await?);
+        }
+        Ok(made)
     }
 
     fn verify(

@@ -26,10 +26,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Elsewhere, Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
-use crate::blob::fields::prepared_schema;
+use crate::blob::fields::{has_blobs, prepared_schema};
 pub use crate::blob::{Dedup, Scope};
 use crate::codec::Blob;
-use crate::commit::{Applied, Committing, Concurrency};
+use crate::commit::{Applied, Committing, Concurrency, beside};
 use crate::dataset::{Bases, Pin, bases_of, normalize, not_found, store_params};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
@@ -429,7 +429,11 @@ impl Operation for Write {
         }
         state_sizes(cx, &task.uri, &mut fragments, &bases).await?;
         let rows = fragments.iter().map(|f| f.physical_rows.unwrap_or(0) as u64).sum();
-        produced(work, &fragments, &bases, rows, 0)
+        let mut made = produced(work, &fragments, &bases, rows, 0)?;
+        if has_blobs(work.shared.arrow_schema()?.as_ref()) {
+            made.files.extend(beside(cx, &task.uri, &made.files, &bases).await?);
+        }
+        Ok(made)
     }
 
     fn verify(
