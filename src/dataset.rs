@@ -15,6 +15,7 @@ use lance_table::io::commit::CommitHandler;
 use object_store::path::Path;
 use uuid::Uuid;
 
+use crate::blob::managed::{self, Known};
 use crate::error::{Error, ErrorCode, Result};
 use crate::marks::{Marks, Use, through_store};
 use crate::operations::Elsewhere;
@@ -97,6 +98,8 @@ pub(crate) struct Datasets {
     opened: moka::future::Cache<Key, Arc<Dataset>>,
     places: moka::future::Cache<(Uuid, String, StorageOptions), Arc<Place>>,
     conditional: moka::sync::Cache<(String, StorageOptions), ()>,
+    /// Managed payloads of versions that writes append to.
+    managed: moka::future::Cache<Key, Arc<Known>>,
 }
 
 /// A location where a job writes without an opened dataset. Held, so that a store on the network keeps
@@ -124,6 +127,7 @@ impl Datasets {
             opened: moka::future::Cache::new(64),
             places: moka::future::Cache::new(64),
             conditional: moka::sync::Cache::new(64),
+            managed: moka::future::Cache::new(4),
         }
     }
 
@@ -250,6 +254,21 @@ impl Datasets {
 
     pub fn set_conditional(&self, store: (String, StorageOptions)) {
         self.conditional.insert(store, ());
+    }
+
+    /// The payloads that rows of a version share; read once per executor and version.
+    pub async fn managed(
+        &self,
+        uri: &str,
+        pin: Pin,
+        options: &StorageOptions,
+        dataset: &Arc<Dataset>,
+    ) -> Result<Arc<Known>> {
+        let key = Key { uri: uri.to_owned(), pin, options: options.clone() };
+        self.managed
+            .try_get_with(key, async { managed::known(dataset).await.map(Arc::new) })
+            .await
+            .map_err(|e: Arc<Error>| e.as_ref().clone())
     }
 
     /// Where a job writes new files of a dataset that does not exist yet, or in another base: under

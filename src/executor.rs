@@ -5,6 +5,7 @@
 
 mod gather;
 mod handover;
+mod read;
 /// What [`gather`] and [`handover`] are built of; loom has its own for the tests.
 mod sync {
     pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -12,6 +13,7 @@ mod sync {
 
 use std::cell::Cell;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +24,7 @@ use lance::session::Session;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+pub use read::DataStream;
 pub use tokio_util::sync::CancellationToken as CancelToken;
 
 use crate::commit::{AbortReport, Outcome};
@@ -94,6 +97,8 @@ struct Inner {
     datasets: Datasets,
     budget: Budget,
     threads: usize,
+    /// Tells executors of one process apart, from 1.
+    number: u64,
     pid: u32,
 }
 
@@ -138,8 +143,8 @@ impl Budget {
 }
 
 thread_local! {
-    /// Set on the executor's own threads: callbacks run there and may not call back.
-    static OWN_THREAD: Cell<bool> = const { Cell::new(false) };
+    /// On an executor's own threads its number, else 0: callbacks run there and may not call back.
+    static OWN_THREAD: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Executor {
@@ -150,16 +155,18 @@ impl Executor {
             return Err(Error::invalid(format!("num_threads {threads} is over 4096")));
         }
         crate::ffi::process::size_lance_pool(threads);
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("lance-tasks-{i}"))
-            .start_handler(|_| OWN_THREAD.set(true))
+            .start_handler(move |_| OWN_THREAD.set(number))
             .build()
             .map_err(|e| Error::new(ErrorCode::Io, format!("thread pool: {e}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads.max(2))
             .thread_name("lance-tasks-io")
-            .on_thread_start(|| OWN_THREAD.set(true))
+            .on_thread_start(move || OWN_THREAD.set(number))
             .enable_all()
             .build()?;
         let budget = match options.memory_budget {
@@ -178,6 +185,7 @@ impl Executor {
             datasets: Datasets::new(session),
             budget: Budget::new(budget),
             threads,
+            number,
             pid: std::process::id(),
         })))
     }
@@ -297,6 +305,17 @@ impl Executor {
 
     /// Refuse calls that would deadlock or find no threads.
     fn enter(&self) -> Result<()> {
+        self.check_process()?;
+        if OWN_THREAD.get() != 0 {
+            return Err(Error::new(
+                ErrorCode::InvalidState,
+                "called from one of an executor's own threads (a callback or an input stream)",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_process(&self) -> Result<()> {
         if std::process::id() != self.0.pid {
             return Err(Error::new(
                 ErrorCode::InvalidState,
@@ -304,13 +323,11 @@ impl Executor {
                  one after forking, or start workers by spawn instead of fork",
             ));
         }
-        if OWN_THREAD.get() {
-            return Err(Error::new(
-                ErrorCode::InvalidState,
-                "called from one of the executor's own threads (a callback or an input stream)",
-            ));
-        }
         Ok(())
+    }
+
+    fn threads(&self) -> usize {
+        self.0.threads
     }
 
     fn runtime(&self) -> Result<&tokio::runtime::Runtime> {
@@ -369,12 +386,7 @@ impl Executor {
                 })
             });
             let _ = std::panic::catch_unwind(clean);
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            Err(Error::new(
-                ErrorCode::Panic,
-                format!("the task panicked: {}", text.unwrap_or_else(|| "no message".into())),
-            ))
+            Err(panicked(panic.as_ref()))
         });
         let (produced, error) = match outcome {
             Ok(produced) => {
@@ -404,6 +416,13 @@ impl Executor {
         running.check_bases(&task.uri, task.pin(), task.work.elsewhere()).await?;
         task.work.execute(running, task, input).await
     }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    let text = text.unwrap_or_else(|| "no message".into());
+    Error::new(ErrorCode::Panic, format!("the task panicked: {text}"))
 }
 
 fn now() -> i64 {
@@ -532,6 +551,11 @@ impl Running {
     /// Threads that run tasks.
     pub fn threads(&self) -> usize {
         self.executor.0.threads
+    }
+
+    /// What all tasks together may hold.
+    pub fn memory_budget(&self) -> u64 {
+        self.executor.0.budget.total
     }
 
     /// What one task may hold when every thread runs one.

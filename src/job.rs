@@ -42,6 +42,11 @@ impl Job {
         self.state.name()
     }
 
+    /// Whether the operation reads: its tasks yield data, and there is nothing to commit.
+    pub fn reads(&self) -> bool {
+        self.state.reads()
+    }
+
     /// The task of one partition of an open job (a `write` fed by streams).
     ///
     /// # Errors

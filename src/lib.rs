@@ -9,6 +9,8 @@
 //! - [`execute`](Executor::execute) makes one attempt at a task: it writes files, never the manifest,
 //!   and answers with a [`TaskResult`]. Safe to repeat, safe to lose.
 //!   [`execute_all`](Executor::execute_all) does it for many tasks on the thread pool.
+//!   Tasks of operations that read have no result: [`read`](Executor::read) yields their data, and
+//!   nothing is committed.
 //! - [`commit`](Executor::commit) takes one result per task, verifies that they cover the job, and
 //!   writes the manifest exactly once, however often and from wherever it is called.
 //! - [`abort`](Executor::abort) deletes what attempts that were not committed have written.
@@ -24,6 +26,7 @@
 
 #![deny(unsafe_code)]
 
+mod blob;
 pub mod codec;
 pub mod commit;
 mod dataset;
@@ -46,7 +49,7 @@ pub mod task;
 pub use codec::Descriptor;
 pub use commit::{AbortReport, Outcome};
 pub use error::{Error, ErrorCode, Result, RetryClass};
-pub use executor::{Call, CancelToken, Event, EventKind, Executor, ExecutorOptions};
+pub use executor::{Call, CancelToken, DataStream, Event, EventKind, Executor, ExecutorOptions};
 pub use job::Job;
 pub use operations::Spec;
 pub use result::TaskResult;

@@ -65,10 +65,11 @@ impl Mark {
         self.uuid(uuid) == uuid
     }
 
-    /// A name of the job's, for a folder beside its data files.
+    /// A name of the job's for a data file, without its ending, or for a folder beside them.
     pub fn new_name(&self) -> String {
-        let random = Uuid::new_v4().simple().to_string();
-        format!("{:0<HEAD$}{self}{}", "", &random[..TAIL])
+        let random = Uuid::new_v4();
+        let head: String = random.as_bytes()[12..].iter().map(|b| format!("{b:08b}")).collect();
+        format!("{}{self}{}", &head[..HEAD], &random.simple().to_string()[..TAIL])
     }
 
     /// The marked form of a data file's name; other names stay.
@@ -99,7 +100,7 @@ impl Mark {
     pub fn owns(&self, name: &str) -> bool {
         let mark = self.to_string();
         let stem = name.split(['.', '#']).next().unwrap_or_default();
-        if stem.starts_with(&format!("{mark}-")) {
+        if stem == mark || stem.starts_with(&format!("{mark}-")) {
             return true;
         }
         if stem.len() == HEAD + MARK + TAIL && random(stem, stem.len()) {
@@ -154,6 +155,8 @@ pub(crate) struct Marks {
     used: Use,
     names: Mutex<Names>,
     read: AtomicU64,
+    /// The name, without its ending, that every new data file gets; and whose files they are.
+    only: Option<(String, Arc<Marks>)>,
 }
 
 #[derive(Debug, Default)]
@@ -172,6 +175,18 @@ impl Marks {
             used,
             names: Mutex::default(),
             read: AtomicU64::new(0),
+            only: None,
+        })
+    }
+
+    /// The same, for one data file whose name is chosen beforehand.
+    pub fn only(self: &Arc<Self>, name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            mark: self.mark,
+            used: self.used,
+            names: Mutex::default(),
+            read: AtomicU64::new(0),
+            only: Some((name.to_owned(), self.clone())),
         })
     }
 
@@ -241,7 +256,10 @@ impl Marks {
             let (stem, ending) = split(part);
             let mut name = names.given.get(stem).map(|given| format!("{given}{ending}"));
             if name.is_none() && new {
-                name = self.mark.part(folder, part);
+                name = match &self.only {
+                    Some((only, _)) if random(stem, RANDOM) => Some(format!("{only}{ending}")),
+                    _ => self.mark.part(folder, part),
+                };
                 if let Some(name) = &name {
                     let (given, _) = split(name);
                     names.given.insert(stem.to_owned(), given.to_owned());
@@ -256,8 +274,10 @@ impl Marks {
             Some(Ok(renamed)) => renamed,
             _ => path.clone(),
         };
+        drop(names);
         if new && self.used == Use::Attempt {
-            names.files.push(path.clone());
+            let whose = self.only.as_ref().map_or(self, |(_, whose)| whose.as_ref());
+            whose.names().files.push(path.clone());
         }
         path
     }

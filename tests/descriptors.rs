@@ -17,8 +17,15 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-const OPERATIONS: &[&str] =
-    &["write", "open_write", "compact", "create_index", "create_vector_index", "optimize_index"];
+const OPERATIONS: &[&str] = &[
+    "write",
+    "open_write",
+    "compact",
+    "create_index",
+    "create_vector_index",
+    "optimize_index",
+    "take_blobs",
+];
 
 /// Run once per released format, by hand: `LANCE_TASKS_WRITE_GOLDEN=1 cargo test --release golden`.
 fn write_golden() {
@@ -91,24 +98,55 @@ fn write_golden() {
         r#""column":"v","index_type":"IVF_FLAT","ivf_centroids":[[1,2.5],[3,4]]"#,
     );
     keep("create_vector_index", &job, &task);
+    let uri = write_blobs(&executor, &root);
+    let (job, task) = on(
+        "take_blobs",
+        &uri,
+        r#""column":"film","indices":[1,0,1],"ranges":[null,{"offset":1,"size":2},null]"#,
+    );
+    keep("take_blobs", &job, &task);
 }
 
 /// A dataset of four vectors in two dimensions.
 fn write_vectors(executor: &Executor, root: &str) -> String {
     use arrow_array::types::Float32Type;
-    use arrow_array::{FixedSizeListArray, RecordBatch, RecordBatchIterator};
+    use arrow_array::{FixedSizeListArray, RecordBatch};
     let rows = (0..4).map(|i| Some([Some(i as f32), Some(1.0)]));
     let vectors = FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(rows, 2);
     let batch = RecordBatch::try_from_iter([("v", std::sync::Arc::new(vectors) as _)]).unwrap();
-    let uri = format!("{root}/vectors.lance");
-    let text = format!(r#"{{"operation":"write","uri":"{uri}","partitions":["p"]}}"#);
+    write_batch(executor, &format!("{root}/vectors.lance"), batch, "stable")
+}
+
+/// A dataset of two blobs.
+fn write_blobs(executor: &Executor, root: &str) -> String {
+    use arrow_array::{LargeBinaryArray, RecordBatch};
+    let blob = std::collections::HashMap::from([("lance-encoding:blob".into(), "true".into())]);
+    let field = arrow_schema::Field::new("film", arrow_schema::DataType::LargeBinary, true)
+        .with_metadata(blob);
+    let schema = std::sync::Arc::new(arrow_schema::Schema::new(vec![field]));
+    let films = std::sync::Arc::new(LargeBinaryArray::from_vec(vec![b"one", b"two"]));
+    let batch = RecordBatch::try_new(schema, vec![films]).unwrap();
+    write_batch(executor, &format!("{root}/blobs.lance"), batch, "2.1")
+}
+
+fn write_batch(
+    executor: &Executor,
+    uri: &str,
+    batch: arrow_array::RecordBatch,
+    version: &str,
+) -> String {
+    use arrow_array::RecordBatchIterator;
+    let text = format!(
+        r#"{{"operation":"write","uri":"{uri}","partitions":["p"],
+            "data_storage_version":"{version}"}}"#
+    );
     let (call, schema) = (Call::default(), batch.schema());
     let spec = Spec::decode(text.as_bytes()).unwrap();
     let job = executor.prepare(spec, Some(schema.clone()), &call).unwrap();
     let input = Box::new(RecordBatchIterator::new([Ok(batch)], schema));
     let result = executor.execute(&job.task("p").unwrap(), Some(input), &call).unwrap();
     executor.commit(&job, &[result], &call).unwrap();
-    uri
+    uri.to_owned()
 }
 
 #[test]

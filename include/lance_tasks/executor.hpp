@@ -392,6 +392,34 @@ public:
         return results;
     }
 
+    /// Read one task of an operation that reads (`take_blobs`): its data as an Arrow stream, made as it
+    /// is pulled. Releasing it early cancels what is not done, and waits for it.
+    [[nodiscard]] Stream read(const Task& task, const CallOptions& options = {}) const {
+        Stream data;
+        LanceTasksError* error = nullptr;
+        const auto call = options.c_options();
+        detail::check(lance_tasks_read(get(), detail::u8(task.bytes()), task.bytes().size(), &call,
+                                       data.out(), &error),
+                      error);
+        return data;
+    }
+    /// Read tasks, at least one: the data of one after the other in their order, some read ahead.
+    [[nodiscard]] Stream read_all(TaskTable tasks, const CallOptions& options = {}) const {
+        Stream data;
+        LanceTasksError* error = nullptr;
+        const auto call = options.c_options();
+        detail::check(lance_tasks_read_all(get(), tasks.get(), &call, data.out(), &error), error);
+        return data;
+    }
+    [[nodiscard]] Stream read_all(const std::vector<Task>& tasks,
+                                  const CallOptions& options = {}) const {
+        return read_all(detail::to_table<TaskTable>(tasks), options);
+    }
+    /// `prepare`, `plan` and `read_all` of a spec that reads.
+    [[nodiscard]] Stream read(std::string_view spec, const CallOptions& options = {}) const {
+        return read_all(plan_table(prepare(spec, options), {}, options), options);
+    }
+
     /// Commit the job: verified, exactly once, safe to repeat.
     Outcome commit(const Job& job, const std::vector<Result>& results,
                    const CallOptions& options = {}) const {

@@ -534,6 +534,51 @@ LanceTasksStatus lance_tasks_execute_all(const struct LanceTasksExecutor *execut
                                          struct LanceTasksError **out_error);
 
 /**
+ * Read one task of an operation that reads (`take_blobs`): its data as a stream of batches. What is
+ * wrong with the task is said here; the payload is read as the stream is pulled, on the executor's
+ * threads, one batch ahead.
+ *
+ * # Parameters
+ * `task`: a task in either encoding. `options`: NULL for defaults; the time limit, the cancel token and
+ * the progress callback hold until the stream ends or is released. `out_data`: a place for a stream.
+ * # Returns
+ * `LANCE_TASKS_OK`; `LANCE_TASKS_INVALID_ARGUMENT` for a task that makes a result, and where the task
+ * asks for what is not there; `LANCE_TASKS_BUDGET_EXCEEDED`. What fails later is an error of the
+ * stream, whose text names the code and the task; the stream is at its end then.
+ * # Memory and lifetimes
+ * The caller releases `out_data` by its own `release`, before or after the executor is freed; that
+ * cancels what is not done, and waits for it. From the first pull to its end the stream holds its part
+ * of the memory budget; one that finds too little waits for another to end. Thread-safe; the stream
+ * itself is read by one thread at a time, which may be none of the executor's own: it cannot be the
+ * input of a task of the same executor.
+ */
+LanceTasksStatus lance_tasks_read(const struct LanceTasksExecutor *executor,
+                                  const uint8_t *task,
+                                  size_t task_len,
+                                  const struct LanceTasksCallOptions *options,
+                                  struct ArrowArrayStream *out_data,
+                                  struct LanceTasksError **out_error);
+
+/**
+ * Read a table of tasks: the data of one after the other in their order, some of them read ahead. All
+ * must yield the same columns.
+ *
+ * # Parameters
+ * `tasks`: a stream of task rows as `lance_tasks_plan` makes them, at least one; taken over. `options`,
+ * `out_data`: as for `lance_tasks_read`.
+ * # Returns
+ * As `lance_tasks_read`, of the first task; `LANCE_TASKS_DECODE` for rows that are no tasks. What is
+ * wrong with a later task is an error of the stream when its turn comes.
+ * # Memory and lifetimes
+ * As for `lance_tasks_read`.
+ */
+LanceTasksStatus lance_tasks_read_all(const struct LanceTasksExecutor *executor,
+                                      struct ArrowArrayStream *tasks,
+                                      const struct LanceTasksCallOptions *options,
+                                      struct ArrowArrayStream *out_data,
+                                      struct LanceTasksError **out_error);
+
+/**
  * The result of a task that another Lance client executed: what it made goes into the job's commit
  * like the result of an attempt. Nothing is written.
  *

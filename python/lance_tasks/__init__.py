@@ -13,6 +13,10 @@ does it here. To spread the work, let anything carry the tasks out and the resul
         results += [lt.execute(task) for task in tasks]   # in any process, on any machine
     lt.commit(job, results)
 
+Tasks of an operation that reads yield data instead, for any Arrow consumer:
+
+    table = pyarrow.table(lt.read(lt.TakeBlobs("films.lance", column="film", row_ids=[7, 3])))
+
 Rows come from, and results go to, any Arrow package; none is needed. This package loads a shared
 library by ctypes: `$LANCE_TASKS_LIBRARY`, else the one next to it.
 """
@@ -48,6 +52,7 @@ from .errors import (
 )
 from .executor import Executor, set_default_executor
 from .loop import run
+from .reads import DataStream, read
 from .results import ResultIterator
 from .tables import Table, results_table, tasks_table
 from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
@@ -55,8 +60,19 @@ from .verbs import abort, adopt, commit, execute, execute_all, plan, prepare
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._foreign import pylance_index
+    from .blobs import Blob, blob_array, blob_field
     from .outcomes import AbortReport, Outcome, Progress
-    from .specs import AutoCleanup, Base, Compact, CreateIndex, OptimizeIndex, Source, Write
+    from .specs import (
+        AutoCleanup,
+        Base,
+        BlobColumn,
+        Compact,
+        CreateIndex,
+        OptimizeIndex,
+        Source,
+        TakeBlobs,
+        Write,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +81,8 @@ __all__ = [
     "AlreadyExistsError",
     "AutoCleanup",
     "Base",
+    "Blob",
+    "BlobColumn",
     "BudgetExceededError",
     "CancelledError",
     "CommitUnknownError",
@@ -72,6 +90,7 @@ __all__ = [
     "ConflictError",
     "CreateIndex",
     "CredentialsError",
+    "DataStream",
     "DeadlineExceededError",
     "DecodeError",
     "Error",
@@ -96,6 +115,7 @@ __all__ = [
     "SourceError",
     "StorageError",
     "Table",
+    "TakeBlobs",
     "Task",
     "VerificationError",
     "VersionGoneError",
@@ -104,12 +124,15 @@ __all__ = [
     "__version__",
     "abort",
     "adopt",
+    "blob_array",
+    "blob_field",
     "commit",
     "execute",
     "execute_all",
     "plan",
     "prepare",
     "pylance_index",
+    "read",
     "results_table",
     "run",
     "set_default_executor",
@@ -125,11 +148,16 @@ _LAZY = {
     "Progress": "outcomes",
     "AutoCleanup": "specs",
     "Base": "specs",
+    "Blob": "blobs",
+    "BlobColumn": "specs",
     "Compact": "specs",
     "CreateIndex": "specs",
     "OptimizeIndex": "specs",
     "Source": "specs",
+    "TakeBlobs": "specs",
     "Write": "specs",
+    "blob_array": "blobs",
+    "blob_field": "blobs",
     "pylance_index": "_foreign",
 }
 

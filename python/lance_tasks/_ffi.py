@@ -123,6 +123,8 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "execute": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
     "execute_all": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "read": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p)),
+    "read_all": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
     "commit": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
     "abort": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
 }

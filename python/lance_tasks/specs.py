@@ -96,6 +96,28 @@ class Base(_Part):
 
 
 @dataclass(frozen=True)
+class BlobColumn(_Part):
+    """A column to be stored as blobs.
+
+    Attributes:
+        name: the column, or its path within structs (``"docs.image"``); a list stands for what is
+            in it.
+        inline_size_threshold: payloads of more bytes lie outside of the data file; default 64 KiB.
+        dedicated_size_threshold: payloads of more bytes have a file of their own; default 4 MiB.
+        pack_file_size_threshold: bytes at which a pack file is rolled; default 1 GiB.
+        ref_id: the column of integers that has the rows' ref_ids; default: the child ``ref_id`` of
+            the column itself, where it has one.
+    """
+
+    name: str
+    _: KW_ONLY
+    inline_size_threshold: int | None = None
+    dedicated_size_threshold: int | None = None
+    pack_file_size_threshold: int | None = None
+    ref_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Write(_Spec):
     """Write rows as new fragments.
 
@@ -121,10 +143,18 @@ class Write(_Spec):
         auto_cleanup: for create: clean old versions up now and then; default never.
         skip_auto_cleanup: do not run the dataset's auto-cleanup within this commit.
         transaction_properties: stored with the transaction.
-        initial_bases: further storage locations to register; for create and overwrite.
+        initial_bases: further storage locations to register; for create.
         target_bases: write data files to these bases in turn, by name or path.
         target_all_bases: write data files to every base in turn; true includes the dataset's own
             storage.
+        blob_columns: columns of bytes to store as blobs (``lance.blob.v2``), beside those that
+            carry the extension or are blobs of the dataset already; needs storage version 2.2, the
+            default then.
+        dedup: which rows share one stored payload: ``"ref_id"`` (default), those that carry the
+            same positive ref_id; ``"content"``, also those with the same bytes, of at least 1,024.
+        dedup_scope: ``"file"`` (default), within a data file; ``"dataset"``, across fragments and
+            writes by managed blobs, which only clients can read that know of them. For create and
+            overwrite; an append does as the dataset does.
         external_blob_mode: ``"reference"`` (default) or ``"ingest"`` external blob URIs.
         allow_external_blob_outside_bases: default false.
         blob_pack_file_size_threshold: bytes at which a blob pack file is rolled; default 1 GiB.
@@ -154,6 +184,9 @@ class Write(_Spec):
     initial_bases: Sequence[Base | Mapping[str, Any]] | None = None
     target_bases: Sequence[str] | None = None
     target_all_bases: bool | None = None
+    blob_columns: Sequence[str | BlobColumn | Mapping[str, Any]] | None = None
+    dedup: str | None = None
+    dedup_scope: str | None = None
     external_blob_mode: str | None = None
     allow_external_blob_outside_bases: bool | None = None
     blob_pack_file_size_threshold: int | None = None
@@ -331,6 +364,76 @@ class OptimizeIndex(_Spec):
         return spec
 
 
+@dataclass(frozen=True)
+class TakeBlobs(_Spec):
+    """Take the bytes of a blob column's rows, whole or in part; for `read`.
+
+    The data has two columns: the key that the row was asked for by (``_rowid``, ``_rowaddr`` or
+    ``_index``), and under the column's name the bytes (large_binary), null where the blob is null.
+    It has one row per key, in the order of the keys; a key may be there more than once. A payload
+    that several rows share is fetched once.
+
+    Keys are a list, a NumPy array or a pyarrow array; one of the three is given.
+
+    Attributes:
+        uri: the dataset.
+        column: the blob column, a nested one by its path (``"a.b"``).
+        row_ids: the rows by their ids (``_rowid``).
+        addresses: the rows by their addresses (``_rowaddr``).
+        indices: the rows by their places in the dataset, from 0; deleted rows do not count.
+        ranges: for each key the part of its blob: a pair of offset and size, or None for all of it;
+            default: all of every blob.
+        version: the dataset's version; default: the newest at prepare.
+        max_rows_per_task: keys of a task at most; default 8,192.
+        max_bytes_per_batch: bytes of a batch at most, where a single blob does not have more;
+            default 64 MiB, or what the executor's memory budget allows.
+    """
+
+    operation: ClassVar[str] = "take_blobs"
+
+    uri: Path
+    _: KW_ONLY
+    column: str
+    row_ids: Any = None
+    addresses: Any = None
+    indices: Any = None
+    ranges: Sequence[tuple[int, int] | Mapping[str, int] | None] | None = None
+    version: int | None = None
+    max_rows_per_task: int | None = None
+    max_bytes_per_batch: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, as the library and the command line take it."""
+        spec = super().to_dict()
+        for name in ("row_ids", "addresses", "indices"):
+            if (keys := getattr(self, name)) is not None:
+                spec[name] = _keys(name, keys)
+        if self.ranges is not None:
+            spec["ranges"] = [_range(i, part) for i, part in enumerate(self.ranges)]
+        return spec
+
+
+def _keys(name: str, keys: Any) -> list[Any]:
+    for to_list in ("to_pylist", "tolist"):  # pyarrow, NumPy
+        if hasattr(keys, to_list):
+            keys = getattr(keys, to_list)()
+            break
+    if isinstance(keys, (str, bytes)) or not hasattr(keys, "__iter__"):
+        raise TypeError(f"{name}: expected several numbers, got {type(keys).__name__}")
+    # Numbers of NumPy in a list of Python are numbers too, but not JSON's.
+    return [key.item() if hasattr(key, "item") else key for key in keys]
+
+
+def _range(i: int, part: Any) -> Any:
+    if part is None or isinstance(part, Mapping):
+        return _plain(part)
+    try:
+        offset, size = part
+    except (TypeError, ValueError):
+        raise TypeError(f"ranges: entry {i} is no pair of offset and size, and not None") from None
+    return {"offset": int(offset), "size": int(size)}
+
+
 SpecLike = _Spec | Mapping[str, Any] | str | bytes | bytearray | memoryview
 
 
@@ -350,8 +453,8 @@ def spec_dict(spec: _Spec | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, Mapping):
         return {str(key): _plain(value) for key, value in spec.items()}
     raise TypeError(
-        "spec: expected Write, Compact, CreateIndex, OptimizeIndex, a mapping or JSON, got "
-        f"{type(spec).__name__}"
+        "spec: expected Write, Compact, CreateIndex, OptimizeIndex, TakeBlobs, a mapping or JSON, "
+        f"got {type(spec).__name__}"
     )
 
 

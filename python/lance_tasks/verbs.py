@@ -49,7 +49,8 @@ def prepare(
     Nothing is written to the dataset.
 
     Args:
-        spec: a `Write`, `Compact`, `CreateIndex` or `OptimizeIndex`, a mapping, or JSON text.
+        spec: a `Write`, `Compact`, `CreateIndex`, `OptimizeIndex` or `TakeBlobs`, a mapping, or
+            JSON text.
         schema: for a write without sources: the schema of the rows as they will come; anything with
             `__arrow_c_schema__`.
 

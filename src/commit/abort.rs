@@ -1,8 +1,10 @@
 //! Abort: delete what attempts that were not committed have written.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use futures::StreamExt;
+use lance::Dataset;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -10,6 +12,7 @@ use uuid::Uuid;
 use super::files::{Reference, is_managed_blob, reference, references};
 use super::history::History;
 use super::owned::{FOLDERS, owned, within};
+use crate::blob::managed;
 use crate::dataset::{Bases, bases_of};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
@@ -23,8 +26,8 @@ use crate::result::{TaskResult, WrittenFile};
 pub struct AbortReport {
     pub files_removed: u64,
     pub bytes_removed: u64,
-    /// Files of the results that a version of the dataset refers to, or managed blobs, which other jobs
-    /// may share: not removed.
+    /// Files of the results that a version of the dataset refers to, or managed blobs of other jobs: not
+    /// removed.
     pub kept: u64,
 }
 
@@ -34,6 +37,9 @@ pub(crate) async fn abort(
     results: &[TaskResult],
 ) -> Result<AbortReport> {
     attempts(job, results)?;
+    if job.reads() {
+        return Ok(AbortReport::default());
+    }
     let mut files: BTreeSet<WrittenFile> = BTreeSet::new();
     for result in results {
         for file in &result.files {
@@ -70,7 +76,7 @@ pub(crate) async fn abort(
     found.extend(there.filter_map(|(file, size)| Some(WrittenFile { size: size?, ..file })));
     let needed = match &history {
         Some(history) => Needed::by(running, job, history, &found).await?,
-        None => Needed::default(),
+        None => Needed::nothing(job),
     };
     let doomed: Vec<_> = found.into_iter().filter(|file| !needed.has(file)).collect();
     let kept = files.iter().filter(|file| needed.has(file)).count() as u64;
@@ -93,13 +99,24 @@ pub(crate) async fn abort(
 }
 
 /// What versions of the dataset refer to.
-#[derive(Default)]
 struct Needed {
+    mark: Mark,
     files: HashSet<Reference>,
     transactions: HashSet<String>,
+    /// Payloads of managed blobs.
+    blobs: HashSet<String>,
 }
 
 impl Needed {
+    fn nothing(job: &Job) -> Self {
+        Self {
+            mark: Mark::of(job.id),
+            files: HashSet::new(),
+            transactions: HashSet::new(),
+            blobs: HashSet::new(),
+        }
+    }
+
     /// What has to be known of the versions to decide about these files.
     async fn by(
         running: &Running,
@@ -107,7 +124,8 @@ impl Needed {
         history: &History,
         files: &BTreeSet<WrittenFile>,
     ) -> Result<Self> {
-        let mut needed = Self { transactions: history.transactions.clone(), ..Default::default() };
+        let mut needed = Self::nothing(job);
+        needed.transactions.clone_from(&history.transactions);
         let Some(latest) = history.latest() else { return Ok(needed) };
         references(latest, &mut needed.files).await?;
         // Most often the newest version needs all that any does. One before it may need what was
@@ -120,22 +138,49 @@ impl Needed {
         let before = job.read_version.max(1)..latest.manifest.version;
         let mut versions = futures::stream::iter(before)
             .map(|version| history.at(running, job, version))
-            .buffer_unordered(16);
+            .buffered(16);
+        let blobs = files.iter().any(|file| needed.is_own_blob(file));
+        let mut seen = HashSet::new();
         while let Some(version) = versions.next().await {
             match version {
-                Ok(version) => references(&version, &mut needed.files).await?,
+                Ok(version) => needed.add(&version, blobs, &mut seen).await?,
                 // Cleaned away.
                 Err(error)
                     if matches!(error.code(), ErrorCode::VersionGone | ErrorCode::NotFound) => {}
                 Err(error) => return Err(error),
             }
         }
+        needed.add(latest, blobs, &mut seen).await?;
         Ok(needed)
+    }
+
+    /// `blobs`: also of managed blobs, whose references are in the rows.
+    async fn add(
+        &mut self,
+        version: &Dataset,
+        blobs: bool,
+        seen: &mut HashSet<String>,
+    ) -> Result<()> {
+        references(version, &mut self.files).await?;
+        if blobs {
+            let version = Arc::new(version.clone());
+            managed::references(&version, seen, &mut |path| {
+                self.blobs.insert(path.to_owned());
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// A payload that the job has written; others may refer to it by way of the job's rows only.
+    fn is_own_blob(&self, file: &WrittenFile) -> bool {
+        is_managed_blob(file) && file.path.split('/').any(|part| self.mark.owns(part))
     }
 
     fn has(&self, file: &WrittenFile) -> bool {
         match file.path.strip_prefix("_transactions/") {
             Some(name) => self.transactions.contains(name),
+            None if self.is_own_blob(file) => self.blobs.contains(&file.path),
             None => is_managed_blob(file) || self.files.contains(&reference(file)),
         }
     }

@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::job::Job;
 use crate::marks::{Marks, Use};
-use crate::operations::Metrics;
+use crate::operations::{Metrics, nothing_to_commit};
 use crate::plan::{attempts, plan};
 use crate::result::{TaskResult, WrittenFile};
 use crate::task::Task;
@@ -190,6 +190,9 @@ pub(crate) async fn commit(
     job: &Job,
     results: &[TaskResult],
 ) -> Result<Outcome> {
+    if job.reads() {
+        return Err(nothing_to_commit(job));
+    }
     let call = &running.call;
     let (mut history, winners) = match call.limit(ready(running, job, results)).await? {
         Ready::Before(history, complete) => {

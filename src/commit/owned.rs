@@ -12,7 +12,7 @@ use crate::marks::Mark;
 use crate::result::WrittenFile;
 
 /// Where tasks and commits write, below a dataset's root.
-pub(super) const FOLDERS: [&str; 4] = ["data", "_indices", "_transactions", "_versions"];
+pub(super) const FOLDERS: [&str; 5] = ["data", "_indices", "_transactions", "_versions", "_blobs"];
 
 /// Everything under the dataset's location, and under `bases`, that has the job's mark. One listing of
 /// the folders: a request per thousand files on an object store.

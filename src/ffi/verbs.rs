@@ -1,4 +1,4 @@
-//! The five verbs.
+//! The five verbs, and reading.
 
 use super::error::LanceTasksError;
 use super::executor::{LanceTasksExecutor, call};
@@ -169,6 +169,71 @@ pub unsafe extern "C" fn lance_tasks_execute_all(
         let tasks = read_tasks(tasks)?;
         let results = executor.executor.execute_all(tasks, call?)?;
         place.write(export(ResultReader::new(results)));
+        Ok(())
+    })
+}
+
+/// Read one task of an operation that reads (`take_blobs`): its data as a stream of batches. What is
+/// wrong with the task is said here; the payload is read as the stream is pulled, on the executor's
+/// threads, one batch ahead.
+///
+/// # Parameters
+/// `task`: a task in either encoding. `options`: NULL for defaults; the time limit, the cancel token and
+/// the progress callback hold until the stream ends or is released. `out_data`: a place for a stream.
+/// # Returns
+/// `LANCE_TASKS_OK`; `LANCE_TASKS_INVALID_ARGUMENT` for a task that makes a result, and where the task
+/// asks for what is not there; `LANCE_TASKS_BUDGET_EXCEEDED`. What fails later is an error of the
+/// stream, whose text names the code and the task; the stream is at its end then.
+/// # Memory and lifetimes
+/// The caller releases `out_data` by its own `release`, before or after the executor is freed; that
+/// cancels what is not done, and waits for it. From the first pull to its end the stream holds its part
+/// of the memory budget; one that finds too little waits for another to end. Thread-safe; the stream
+/// itself is read by one thread at a time, which may be none of the executor's own: it cannot be the
+/// input of a task of the same executor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lance_tasks_read(
+    executor: *const LanceTasksExecutor,
+    task: *const u8,
+    task_len: usize,
+    options: *const LanceTasksCallOptions,
+    out_data: *mut FFI_ArrowArrayStream,
+    out_error: *mut *mut LanceTasksError,
+) -> LanceTasksStatus {
+    // SAFETY: by the header's contract, here and below.
+    let call = unsafe { call(options) };
+    guard_executor("lance_tasks_read", executor, out_error, |executor| {
+        let place = unsafe { out("out_data", out_data) }?;
+        let task = Task::decode(unsafe { bytes("task", task, task_len) }?)?;
+        place.write(export(executor.executor.read(&task, &call?)?));
+        Ok(())
+    })
+}
+
+/// Read a table of tasks: the data of one after the other in their order, some of them read ahead. All
+/// must yield the same columns.
+///
+/// # Parameters
+/// `tasks`: a stream of task rows as `lance_tasks_plan` makes them, at least one; taken over. `options`,
+/// `out_data`: as for `lance_tasks_read`.
+/// # Returns
+/// As `lance_tasks_read`, of the first task; `LANCE_TASKS_DECODE` for rows that are no tasks. What is
+/// wrong with a later task is an error of the stream when its turn comes.
+/// # Memory and lifetimes
+/// As for `lance_tasks_read`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lance_tasks_read_all(
+    executor: *const LanceTasksExecutor,
+    tasks: *mut FFI_ArrowArrayStream,
+    options: *const LanceTasksCallOptions,
+    out_data: *mut FFI_ArrowArrayStream,
+    out_error: *mut *mut LanceTasksError,
+) -> LanceTasksStatus {
+    // SAFETY: by the header's contract, here and below.
+    let (tasks, call) = unsafe { (Input::take(tasks), call(options)) };
+    guard_executor("lance_tasks_read_all", executor, out_error, |executor| {
+        let place = unsafe { out("out_data", out_data) }?;
+        let tasks = read_tasks(tasks)?;
+        place.write(export(executor.executor.read_all(tasks, call?)?));
         Ok(())
     })
 }

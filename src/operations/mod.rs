@@ -4,13 +4,16 @@
 pub mod compact;
 pub mod create_index;
 pub mod optimize_index;
+pub mod take_blobs;
 mod upstream;
 pub mod write;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 
+use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
+use futures::stream::BoxStream;
 use lance::Dataset;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -25,8 +28,12 @@ use crate::job::{Job, NewTask};
 use crate::result::{TaskResult, WrittenFile};
 use crate::task::Task;
 
-/// The shape of an operation.
+/// The shape of an operation. One that changes a dataset has `memory`, `execute`, `adopt`, `verify` and
+/// `commit`; one that reads has `read` in their place.
 pub(crate) trait Operation {
+    /// Whether tasks yield data instead of a result, so that there is nothing to commit.
+    const READS: bool = false;
+
     /// As the user states it. Options that are not given are `None`: defaults are resolved by `prepare`.
     type Spec: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync;
     /// What `prepare` resolved: everything that tasks must agree on.
@@ -60,41 +67,64 @@ pub(crate) trait Operation {
     ) -> impl Future<Output = Result<Option<Vec<NewWork<Self::Work>>>>> + Send;
 
     /// Bytes of memory that executing holds at most; counted against the executor's budget.
-    fn memory(cx: &Running, task: &Task, work: &Self::Work) -> u64;
+    fn memory(_cx: &Running, _task: &Task, _work: &Self::Work) -> u64 {
+        0
+    }
 
     /// Write files, never the manifest.
     fn execute(
-        cx: &Running,
+        _cx: &Running,
         task: &Task,
-        work: &Self::Work,
-        input: Option<Input>,
-    ) -> impl Future<Output = Result<Produced>> + Send;
+        _work: &Self::Work,
+        _input: Option<Input>,
+    ) -> impl Future<Output = Result<Produced>> + Send {
+        std::future::ready(Err(yields_data(task.operation())))
+    }
+
+    /// Begin to read the task's data. Everything that may be wrong with the task is found here; the
+    /// payload itself is read as the batches are pulled.
+    fn read(
+        _cx: &Running,
+        task: &Task,
+        _work: &Self::Work,
+    ) -> impl Future<Output = Result<Reading>> + Send {
+        std::future::ready(Err(Error::invalid(format!(
+            "a task of {} makes a result, and yields no data: execute it",
+            task.operation()
+        ))))
+    }
 
     /// The result of a task that another Lance client executed, from that client's own description of
     /// what it made (JSON). Writes nothing; the result is verified like any other.
     fn adopt(
-        cx: &Running,
+        _cx: &Running,
         task: &Task,
-        work: &Self::Work,
-        made: Value,
-    ) -> impl Future<Output = Result<Produced>> + Send;
+        _work: &Self::Work,
+        _made: Value,
+    ) -> impl Future<Output = Result<Produced>> + Send {
+        std::future::ready(Err(yields_data(task.operation())))
+    }
 
     /// Check one result against the task that it is of.
     fn verify(
-        state: &Self::State,
-        task: Option<&Task>,
-        work: Option<&Self::Work>,
+        _state: &Self::State,
+        _task: Option<&Task>,
+        _work: Option<&Self::Work>,
         result: &TaskResult,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        Err(yields_data(&result.operation))
+    }
 
     /// Apply the winners, one per task and in the order of the tasks, to the dataset; called by the
     /// exactly-once machinery, which guards every manifest write that this makes.
     fn commit(
-        cx: &Committing<'_>,
+        _cx: &Committing<'_>,
         job: &Job,
-        state: &Self::State,
-        winners: &[TaskResult],
-    ) -> impl Future<Output = Result<Applied>> + Send;
+        _state: &Self::State,
+        _winners: &[TaskResult],
+    ) -> impl Future<Output = Result<Applied>> + Send {
+        std::future::ready(Err(nothing_to_commit(job)))
+    }
 
     /// What a person calls the task, where it has a name.
     fn label(_work: &Self::Work) -> Option<String> {
@@ -175,6 +205,31 @@ impl Preparing<'_> {
         Ok((uri.clone(), dataset.ok_or_else(|| not_found(&uri))?))
     }
 
+    /// As [`existing`](Self::existing), at the version that a reader asks for.
+    pub async fn at_version(
+        &self,
+        uri: &str,
+        version: Option<u64>,
+        input: Option<&SchemaRef>,
+        what: &str,
+    ) -> Result<(String, Dataset)> {
+        let (uri, latest) = self.existing(uri, input, what).await?;
+        let newest = latest.manifest.version;
+        match version {
+            None => Ok((uri, latest)),
+            Some(version) if version == newest => Ok((uri, latest)),
+            Some(version) if version > newest || version == 0 => Err(Error::invalid(format!(
+                "option \"version\" is {version}, the newest version of dataset {uri} is {newest}"
+            ))),
+            Some(version) => {
+                let options = &self.running.call.storage_options;
+                let pin = Pin { version, timestamp: 0 };
+                let dataset = self.running.datasets().open_uncached(&uri, pin, options).await?;
+                Ok((uri, dataset))
+            }
+        }
+    }
+
     pub fn prepared<S>(&self, uri: String, dataset: &Dataset, state: S) -> Prepared<S> {
         Prepared { uri, pin: Pin::of(dataset), state }
     }
@@ -208,6 +263,29 @@ pub(crate) struct Produced {
     pub bytes_written: u64,
 }
 
+/// A task that has begun to read.
+pub(crate) struct Reading {
+    pub schema: SchemaRef,
+    /// Bytes that reading holds at most, beside the batches that the caller has been given; counted
+    /// against the executor's budget before the first batch is made.
+    pub memory: u64,
+    pub batches: BoxStream<'static, Result<RecordBatch>>,
+}
+
+fn yields_data(operation: &str) -> Error {
+    Error::invalid(format!(
+        "a task of {operation} yields data, and makes no result: read it instead of executing it"
+    ))
+}
+
+/// Why a job that reads cannot be committed.
+pub(crate) fn nothing_to_commit(job: &Job) -> Error {
+    Error::invalid(format!(
+        "a {} job reads: its tasks yield data, and there is nothing to commit",
+        job.operation()
+    ))
+}
+
 /// A description that another Lance client gave, decoded.
 pub(crate) fn described<T: DeserializeOwned>(what: &str, made: Value) -> Result<T> {
     // pylance hands out some of them as text.
@@ -228,6 +306,14 @@ macro_rules! operations {
     ($($variant:ident $name:literal => $operation:ty),* $(,)?) => {
         /// The operations' names, as in a spec.
         pub const NAMES: &[&str] = &[$($name),*];
+
+        /// Whether an operation, by its name, reads: its tasks yield data.
+        pub fn reads(name: &str) -> bool {
+            match name {
+                $($name => <$operation as Operation>::READS,)*
+                _ => false,
+            }
+        }
 
         /// An operation with its options on one dataset, as a user states it.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -289,6 +375,10 @@ macro_rules! operations {
         impl JobState {
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),* }
+            }
+
+            pub(crate) fn reads(&self) -> bool {
+                reads(self.name())
             }
 
             pub(crate) fn partial(&self) -> bool {
@@ -390,6 +480,10 @@ macro_rules! operations {
                 match self { $(Self::$variant(work) => <$operation>::execute(cx, task, work, input).await),* }
             }
 
+            pub(crate) async fn read(&self, cx: &Running, task: &Task) -> Result<Reading> {
+                match self { $(Self::$variant(work) => <$operation>::read(cx, task, work).await),* }
+            }
+
             pub(crate) async fn adopt(&self, cx: &Running, task: &Task, made: Value) -> Result<Produced> {
                 match self { $(Self::$variant(work) => <$operation>::adopt(cx, task, work, made).await),* }
             }
@@ -402,6 +496,7 @@ operations! {
     Compact "compact" => compact::Compact,
     CreateIndex "create_index" => create_index::CreateIndex,
     OptimizeIndex "optimize_index" => optimize_index::OptimizeIndex,
+    TakeBlobs "take_blobs" => take_blobs::TakeBlobs,
 }
 
 impl Descriptor for Spec {

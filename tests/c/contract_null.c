@@ -88,6 +88,8 @@ static void test_null_executor(void) {
     EXPECT(lance_tasks_execute(NULL, SPEC, 2, NULL, NULL, &stream, &error));
     EXPECT(lance_tasks_adopt(NULL, SPEC, 2, SPEC, 2, SPEC, 2, NULL, &stream, &error));
     EXPECT(lance_tasks_execute_all(NULL, NULL, NULL, &stream, &error));
+    EXPECT(lance_tasks_read(NULL, SPEC, 2, NULL, &stream, &error));
+    EXPECT(lance_tasks_read_all(NULL, NULL, NULL, &stream, &error));
     EXPECT(lance_tasks_commit(NULL, SPEC, 2, NULL, NULL, &bytes, &error));
     EXPECT(lance_tasks_abort(NULL, SPEC, 2, NULL, NULL, &bytes, &error));
 #undef EXPECT
@@ -106,6 +108,8 @@ static void test_null_outputs(void) {
     EXPECT("out_result",
            lance_tasks_adopt(executor, spec, len, spec, len, spec, len, NULL, NULL, &error));
     EXPECT("out_results", lance_tasks_execute_all(executor, NULL, NULL, NULL, &error));
+    EXPECT("out_data", lance_tasks_read(executor, spec, len, NULL, NULL, &error));
+    EXPECT("out_data", lance_tasks_read_all(executor, NULL, NULL, NULL, &error));
     EXPECT("out_outcome", lance_tasks_commit(executor, spec, len, NULL, NULL, NULL, &error));
     EXPECT("out_report", lance_tasks_abort(executor, spec, len, NULL, NULL, NULL, &error));
     EXPECT("out_bytes",
@@ -130,6 +134,7 @@ static void test_null_inputs(void) {
         EXPECT(why, code, lance_tasks_execute(executor, NULL, len, NULL, NULL, &stream, &error));
         EXPECT(why, code,
                lance_tasks_adopt(executor, NULL, len, SPEC, 2, SPEC, 2, NULL, &stream, &error));
+        EXPECT(why, code, lance_tasks_read(executor, NULL, len, NULL, &stream, &error));
         EXPECT(why, code, lance_tasks_commit(executor, NULL, len, NULL, NULL, &bytes, &error));
         EXPECT(why, code, lance_tasks_abort(executor, NULL, len, NULL, NULL, &bytes, &error));
         EXPECT(why, code, lance_tasks_convert(NULL, len, LANCE_TASKS_ENCODING_JSON, &bytes, &error));
@@ -138,6 +143,8 @@ static void test_null_inputs(void) {
            lance_tasks_rows_to_table(NULL, 1, &stream, &error));
     EXPECT("tasks", LANCE_TASKS_INVALID_ARGUMENT,
            lance_tasks_execute_all(executor, NULL, NULL, &stream, &error));
+    EXPECT("tasks", LANCE_TASKS_INVALID_ARGUMENT,
+           lance_tasks_read_all(executor, NULL, NULL, &stream, &error));
     EXPECT("table", LANCE_TASKS_INVALID_ARGUMENT, lance_tasks_table_to_rows(NULL, &bytes, &error));
     EXPECT("stream", LANCE_TASKS_INVALID_ARGUMENT, lance_tasks_next_row(NULL, &bytes, &error));
 #undef EXPECT
@@ -162,6 +169,8 @@ static void test_null_out_error(void) {
     CHECK(lance_tasks_execute(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_adopt(NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_execute_all(NULL, NULL, NULL, NULL, NULL) == invalid);
+    CHECK(lance_tasks_read(NULL, NULL, 0, NULL, NULL, NULL) == invalid);
+    CHECK(lance_tasks_read_all(NULL, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_commit(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_abort(NULL, NULL, 0, NULL, NULL, NULL, NULL) == invalid);
     CHECK(lance_tasks_convert(NULL, 0, 0, NULL, NULL) == invalid);
@@ -181,6 +190,7 @@ static void test_released_streams(void) {
     CHECK_FAILS(invalid, "released", lance_tasks_next_row(&table, &bytes, &error));
     CHECK_FAILS(invalid, "released",
                 lance_tasks_execute_all(executor, &table, NULL, &out, &error));
+    CHECK_FAILS(invalid, "released", lance_tasks_read_all(executor, &table, NULL, &out, &error));
     CHECK(bytes.data == UNTOUCHED && bytes.len == 7);
 
     CHECK_OK(lance_tasks_rows_to_table(NULL, 0, &table, &error));

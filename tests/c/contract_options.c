@@ -309,7 +309,7 @@ static void test_finalizer_on_every_path(void) {
     LanceTasksBytes bytes = {0};
     const uint8_t *job = open_job.data;
     size_t len = open_job.len;
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 17; i++) {
         Watch watch = {0};
         LanceTasksCallOptions options = watched(&watch);
         LanceTasksStatus status = LANCE_TASKS_OK;
@@ -327,6 +327,9 @@ static void test_finalizer_on_every_path(void) {
         case 8: status = lance_tasks_execute_all(NULL, NULL, &options, &out, NULL); break;
         case 9: status = lance_tasks_commit(executor, job, 5, NULL, &options, &bytes, NULL); break;
         case 10: status = lance_tasks_abort(executor, job, 5, NULL, &options, &bytes, NULL); break;
+        case 14: status = lance_tasks_read(executor, job, 5, &options, &out, NULL); break;
+        case 15: status = lance_tasks_read(NULL, job, len, &options, &out, NULL); break;
+        case 16: status = lance_tasks_read_all(executor, NULL, &options, &out, NULL); break;
         case 11:
             options.flags = 1u << 20;
             status = lance_tasks_plan(executor, job, len, NULL, &options, &out, NULL);

@@ -61,6 +61,15 @@ static LanceTasksStatus execute_all(Fixture *f, LanceTasksError **error) {
     return lance_tasks_execute_all(f->executor, &f->stream, &f->options, &f->out, error);
 }
 
+static LanceTasksStatus read_task(Fixture *f, LanceTasksError **error) {
+    return lance_tasks_read(f->executor, JUNK, 2, &f->options, &f->out, error);
+}
+
+static LanceTasksStatus read_all(Fixture *f, LanceTasksError **error) {
+    f->stream = producer_stream(&f->from);
+    return lance_tasks_read_all(f->executor, &f->stream, &f->options, &f->out, error);
+}
+
 static LanceTasksStatus commit(Fixture *f, LanceTasksError **error) {
     f->stream = producer_stream(&f->from);
     return lance_tasks_commit(f->executor, JUNK, 2, &f->stream, &f->options, &f->bytes, error);
@@ -105,6 +114,8 @@ static const struct {
     {"lance_tasks_execute", execute, true, true},
     {"lance_tasks_adopt", adopt, true, false},
     {"lance_tasks_execute_all", execute_all, true, true},
+    {"lance_tasks_read", read_task, true, false},
+    {"lance_tasks_read_all", read_all, true, true},
     {"lance_tasks_commit", commit, true, true},
     {"lance_tasks_abort", abort_call, true, true},
     {"lance_tasks_convert", convert, false, false},

@@ -25,7 +25,11 @@ fi
 export LANCE_TASKS_TEST_DIR="$work/data"
 mkdir "$LANCE_TASKS_TEST_DIR"
 
-check "compile raii" "$cxx" "${flags[@]}" "${extra[@]}" "$here/raii.cpp" -o "$work/raii" \
-    -L "$work/lib" -llance_tasks -lpthread
-if [[ $failed -eq 0 ]]; then program raii "$work/raii"; fi
+for name in raii read; do
+    check "compile $name" "$cxx" "${flags[@]}" "${extra[@]}" "$here/$name.cpp" -o "$work/$name" \
+        -L "$work/lib" -llance_tasks -lpthread
+done
+if [[ $failed -eq 0 ]]; then
+    for name in raii read; do program "$name" "$work/$name"; done
+fi
 finish

@@ -3,6 +3,7 @@
 
 mod inspect;
 mod progress;
+mod read;
 mod report;
 mod run;
 mod session;
@@ -21,7 +22,7 @@ use lance_tasks::Error;
 
 use report::{Answer, Failure, Outcome};
 use run::Shard;
-use session::{Globals, Session, read};
+use session::{Globals, Session};
 use spool::Spool;
 
 /// Work on Lance datasets as tasks: prepare, plan, run anywhere, commit exactly once.
@@ -66,6 +67,21 @@ enum Command {
         /// Tasks at a time [default: the CPUs].
         #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
         jobs: usize,
+    },
+    /// Read the data of an operation that reads (take_blobs), into an Arrow IPC stream.
+    Read {
+        /// The spec, a JSON file (- reads standard input); or a spool.
+        #[arg(value_name = "SPEC|SPOOL")]
+        what: String,
+        /// Where the data goes; - is standard output.
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+        /// Set an option of the spec, as JSON; a dot reaches into an object.
+        #[arg(long, value_name = "KEY=JSON")]
+        set: Vec<String>,
+        /// Of a spool, the tasks of shard I of N: every Nth from the Ith on, counted from 0.
+        #[arg(long, value_name = "I/N", default_value = "0/1")]
+        shard: Shard,
     },
     /// Commit the spool's job: verified, exactly once, safe to repeat.
     Commit {
@@ -131,7 +147,7 @@ fn dispatch(cli: Cli) -> Outcome<Answer> {
     let session = |jobs: usize| Session::new(globals, jobs);
     match cli.command {
         Command::Prepare { spec, spool, set } => {
-            let spec = verbs::spec(&read(&spec)?, &set)?;
+            let spec = verbs::spec(&session::read(&spec)?, &set)?;
             let session = session(0)?;
             Ok(verbs::prepared(&verbs::prepare(&session, spec, globals.files(&spool)?)?))
         }
@@ -142,6 +158,17 @@ fn dispatch(cli: Cli) -> Outcome<Answer> {
         Command::Run { spool, shard, jobs } => {
             let session = session(jobs)?;
             verbs::run(&session, &open(&spool)?, shard)
+        }
+        Command::Read { what, output, set, shard } => {
+            if what == "-" || std::path::Path::new(&what).is_file() {
+                let spec = verbs::spec(&session::read(what.as_ref())?, &set)?;
+                return read::spec(&session(0)?, spec, shard, &output);
+            }
+            if !set.is_empty() {
+                return Err(Error::invalid(format!("--set: {what} is no spec but a spool")).into());
+            }
+            let spool = open(&what)?;
+            read::spool(&session(0)?, &spool, shard, &output)
         }
         Command::Commit { spool, partial } => {
             let session = session(0)?;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 /// A command's success.
 pub struct Answer {
+    /// Null = nothing is said: standard output holds data.
     pub value: Value,
     pub text: String,
 }
@@ -84,6 +85,9 @@ impl Failure {
 
 impl Answer {
     pub fn print(&self, json: bool) -> ExitCode {
+        if self.value.is_null() {
+            return ExitCode::SUCCESS;
+        }
         if json {
             say(&self.value.to_string())
         } else {

@@ -49,6 +49,13 @@ const LISTED: &[Shorthand] = &[
         renamed: &[("index_type", "type")],
     },
     Shorthand {
+        operation: "take_blobs",
+        command: "take-blobs",
+        about: "Take the bytes of blobs, as an Arrow IPC stream",
+        arguments: None,
+        renamed: &[],
+    },
+    Shorthand {
         operation: "optimize_index",
         command: "optimize-index",
         about: "Index what was added since, fold small segments, or rebuild; and commit",
@@ -90,6 +97,7 @@ const TAKEN: &[&str] = &[
     "jobs",
     "json",
     "memory_budget",
+    "output",
     "quiet",
     "retries",
     "set",
@@ -121,6 +129,22 @@ impl Shorthand {
                     .help("Files, globs, folders or datasets, in this order"),
             ),
         };
+        if self.reads() {
+            command = command.arg(
+                Arg::new("output")
+                    .long("output")
+                    .short('o')
+                    .value_name("FILE")
+                    .required(true)
+                    .value_parser(value_parser!(PathBuf))
+                    .help("Where the data goes, an Arrow IPC stream; - is standard output"),
+            );
+        } else {
+            command = command.arg(Arg::new("spool").long("spool").value_name("PLACE").help(
+                "Keep the job here, so that the same command goes on where it ended; then nothing \
+                 is aborted where it fails",
+            ));
+        }
         command = command
             .arg(
                 Arg::new("file")
@@ -136,10 +160,6 @@ impl Shorthand {
                     .action(ArgAction::Append)
                     .help("Set an option of the spec, as JSON; a dot reaches into an object"),
             )
-            .arg(Arg::new("spool").long("spool").value_name("PLACE").help(
-                "Keep the job here, so that the same command goes on where it ended; then nothing \
-                 is aborted where it fails",
-            ))
             .arg(
                 Arg::new("jobs")
                     .long("jobs")
@@ -154,6 +174,11 @@ impl Shorthand {
             None => command,
             Some(list) => options.of_items(list).flags(command, HEADING_ITEMS, item_flag),
         }
+    }
+
+    /// Whether it yields data, and commits nothing.
+    fn reads(&self) -> bool {
+        lance_tasks::operations::reads(self.operation)
     }
 
     fn flag(&self, option: &str) -> Option<Names> {
@@ -221,6 +246,10 @@ impl Shorthand {
         let spec = spec::decode(&self.spec(matches)?)?;
         let jobs = matches.get_one::<usize>("jobs").copied().unwrap_or_default();
         let session = Session::new(globals, jobs)?;
+        if self.reads() {
+            let output = matches.get_one::<PathBuf>("output").cloned().unwrap_or_default();
+            return crate::read::spec(&session, spec, Shard::ALL, &output);
+        }
         let Some(place) = matches.get_one::<String>("spool") else {
             let spool = verbs::prepare(&session, spec, Files::memory())?;
             return finish(&session, &spool).map_err(|failure| clean_up(&session, &spool, failure));

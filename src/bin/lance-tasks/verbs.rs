@@ -40,14 +40,23 @@ pub fn plan(session: &Session, spool: &Spool) -> Outcome<Answer> {
         value: json!({ "tasks": open.len(), "estimated_rows": estimated, "stage": stage.number,
             "ready_to_commit": false }),
         text: format!(
-            "{} to run, about {}",
+            "{} to {}, about {}",
             count(open.len() as u64, "task"),
+            if spool.job.reads() { "read" } else { "run" },
             count(estimated, "row")
         ),
     })
 }
 
 pub fn run(session: &Session, spool: &Spool, shard: Shard) -> Outcome<Answer> {
+    if spool.job.reads() {
+        let (operation, place) = (spool.job.operation(), spool.place());
+        let error = Error::invalid(format!("spool {place}: the tasks of {operation} yield data"));
+        return Err(crate::report::Failure::with_hint(
+            error.into(),
+            format!("lance-tasks read {place} --output FILE"),
+        ));
+    }
     let done = run::run(session, spool, shard)?;
     let mut text = format!(
         "ran {}: {}, {} written",

@@ -12,6 +12,7 @@ use arrow_cast::display::array_value_to_string;
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 
+use crate::blob::fields::{is_binary, is_blob};
 use crate::error::{Error, ErrorCode, Result};
 
 fn mismatch(message: String) -> Error {
@@ -125,6 +126,7 @@ fn check_types(path: &str, from: &Field, to: &Field) -> Result<()> {
     let fits = match (from.data_type(), to.data_type()) {
         (a, b) if a == b => true,
         (DataType::Null, _) => true,
+        (a, _) if is_blob(to) && is_binary(a) => true,
         (DataType::Struct(a), DataType::Struct(b)) => {
             for (place, to) in places(path, a, b)?.iter().zip(b) {
                 if let Some(place) = place {
@@ -172,6 +174,9 @@ fn array(
 ) -> Result<ArrayRef> {
     let aligned = match (from.data_type(), to.data_type()) {
         (a, b) if a == b => from.clone(),
+        (a, DataType::Struct(fields)) if is_blob(to) && is_binary(a) => {
+            payloads(path, from, fields, row)?
+        }
         (DataType::Struct(_), DataType::Struct(fields)) => {
             structs(path, from.as_struct(), fields, parent, row)?
         }
@@ -263,6 +268,23 @@ fn structs(
         from.nulls().cloned(),
         from.len(),
     )?))
+}
+
+/// Plain bytes as values of a blob column.
+fn payloads(path: &str, from: &ArrayRef, fields: &Fields, row: Row<'_>) -> Result<ArrayRef> {
+    let bytes = Field::new("data", DataType::LargeBinary, true);
+    let bytes = if from.data_type() == bytes.data_type() {
+        from.clone()
+    } else {
+        convert(path, from, &bytes, row)?
+    };
+    let children = fields.iter().map(|field| match field.name().as_str() {
+        "data" => bytes.clone(),
+        _ => new_null_array(field.data_type(), from.len()),
+    });
+    let nulls = from.nulls().cloned();
+    let len = from.len();
+    Ok(Arc::new(StructArray::try_new_with_length(fields.clone(), children.collect(), nulls, len)?))
 }
 
 fn lists<O: OffsetSizeTrait>(

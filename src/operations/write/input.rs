@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use lance_core::is_system_column;
 use tokio::sync::mpsc;
 
+use super::blob::aligned_to;
 use super::*;
 use crate::operations::write::spec::WriteSpec;
 
@@ -33,14 +34,21 @@ pub(super) async fn prepare(
     let bases = initial_bases(&spec)?;
     check_targets(&spec, &uri, dataset.as_ref(), bases.as_deref())?;
 
+    let version = storage_version(&spec, dataset.as_ref())?;
+    let blobs = blob::Asked::of(&spec, version)?;
+    let storable = |schema: &Schema| blobs.stored(&align::storable(schema));
     let stated = match (&spec.schema, spec.mode, &dataset) {
         (Some(_), Mode::Append, _) => {
             return Err(Error::invalid(
                 "option \"schema\": an append has the dataset's schema; schema is for create and overwrite",
             ));
         }
-        (Some(bytes), _, _) => Some(Arc::new(align::storable(schema_from(bytes)?.as_ref()))),
-        (None, Mode::Append, Some(dataset)) => Some(Arc::new(Schema::from(dataset.schema()))),
+        (Some(bytes), _, _) => Some(Arc::new(storable(schema_from(bytes)?.as_ref())?)),
+        (None, Mode::Append, Some(dataset)) => {
+            let schema = Schema::from(dataset.schema());
+            blobs.check_append(&schema)?;
+            Some(Arc::new(blobs.promoted(&schema)?))
+        }
         (None, _, _) => None,
     };
     let (schema, sources) = match &spec.sources {
@@ -51,17 +59,17 @@ pub(super) async fn prepare(
             if sources.is_empty() {
                 return Err(Error::invalid("option \"sources\" is empty"));
             }
-            let (schema, sources) = resolve(running, sources, stated).await?;
+            let (schema, sources) = resolve(running, sources, stated, &storable).await?;
             (schema, Some(sources))
         }
         None => {
             let schema = match (stated, input) {
                 (Some(stated), Some(input)) => {
-                    Aligner::new(&input, &stated)?;
+                    Aligner::new(&input, &aligned_to(&stated))?;
                     stated
                 }
                 (Some(stated), None) => stated,
-                (None, Some(input)) => Arc::new(align::storable(&input)),
+                (None, Some(input)) => Arc::new(storable(&input)?),
                 (None, None) => {
                     return Err(Error::invalid(
                         "a write needs sources, or for streams the schema of its input",
@@ -80,27 +88,13 @@ pub(super) async fn prepare(
             )));
         }
     }
+    let schema = blobs.check(schema, &spec, dataset.as_ref(), version)?;
+    let version = version.resolve().to_string();
     let lance = match (spec.mode, &dataset) {
         (Mode::Append, Some(dataset)) => dataset.schema().clone(),
         _ => {
             lance_schema(&schema, spec.mode).map_err(|e| e.with_code(ErrorCode::SchemaMismatch))?
         }
-    };
-    let version = match (&spec.data_storage_version, &dataset) {
-        (Some(text), _) => text
-            .parse::<LanceFileVersion>()
-            .map_err(|_| {
-                Error::invalid(format!(
-                    "option \"data_storage_version\": {text:?} is no Lance file version; known are \
-                     legacy, 2.0, 2.1, 2.2, 2.3, stable, next"
-                ))
-            })?
-            .resolve()
-            .to_string(),
-        (None, Some(dataset)) => {
-            dataset.manifest.data_storage_format.lance_file_format().to_string()
-        }
-        (None, None) => LanceFileVersion::Stable.resolve().to_string(),
     };
     check_legacy(&schema, &version)?;
     let defaults = WriteParams::default();
@@ -126,6 +120,8 @@ pub(super) async fn prepare(
         ingest_external_blobs: spec.external_blob_mode.as_deref() == Some("ingest"),
         allow_external_blob_outside_bases: spec.allow_external_blob_outside_bases.unwrap_or(false),
         blob_pack_file_size_threshold: spec.blob_pack_file_size_threshold,
+        dedup: spec.dedup.unwrap_or_default(),
+        blob_ref_ids: blobs.ref_ids,
     };
     Ok(Prepared {
         uri,
@@ -142,6 +138,27 @@ pub(super) async fn prepare(
             discard_concurrent: spec.discard_concurrent.unwrap_or(false),
         },
     })
+}
+
+/// As stated, or else the dataset's; blobs need 2.2 at least.
+fn storage_version(spec: &WriteSpec, dataset: Option<&Dataset>) -> Result<LanceFileVersion> {
+    let version = match (&spec.data_storage_version, dataset) {
+        (Some(text), _) => {
+            return text.parse::<LanceFileVersion>().map_err(|_| {
+                Error::invalid(format!(
+                    "option \"data_storage_version\": {text:?} is no Lance file version; known are \
+                     legacy, 2.0, 2.1, 2.2, 2.3, stable, next"
+                ))
+            });
+        }
+        (None, Some(dataset)) => {
+            dataset.manifest.data_storage_format.lance_file_format().to_selector()
+        }
+        (None, None) => LanceFileVersion::Stable,
+    };
+    let blobs =
+        spec.mode != Mode::Append && spec.blob_columns.as_ref().is_some_and(|b| !b.is_empty());
+    Ok(if blobs && !blob::supports(version) { LanceFileVersion::V2_2 } else { version })
 }
 
 fn open_option(spec: &WriteSpec, input: bool) -> Option<&'static str> {
@@ -307,6 +324,7 @@ async fn resolve(
     running: &Running,
     specs: &[SourceSpec],
     mut target: Option<SchemaRef>,
+    storable: &(dyn Fn(&Schema) -> Result<Schema> + Sync),
 ) -> Result<(SchemaRef, Vec<Source>)> {
     let mut sources = Vec::new();
     for spec in specs {
@@ -314,10 +332,10 @@ async fn resolve(
         let found = source::resolve(running, spec, target.as_ref()).await?;
         match &target {
             Some(target) => {
-                Aligner::new(&found.schema, target)
+                Aligner::new(&found.schema, &aligned_to(target))
                     .map_err(|e| e.context(format!("source {}", spec.uri)))?;
             }
-            None => target = Some(Arc::new(align::storable(&found.schema))),
+            None => target = Some(Arc::new(storable(&found.schema)?)),
         }
         sources.push(found.source);
     }

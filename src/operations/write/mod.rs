@@ -1,11 +1,13 @@
 //! Write: rows become new fragments, by create, append or overwrite.
 
 mod align;
+mod blob;
+pub(super) mod file;
 mod input;
 mod sink;
 mod source;
 mod spec;
-mod staging;
+pub(super) mod staging;
 
 use std::collections::HashSet;
 use std::num::NonZero;
@@ -24,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Elsewhere, Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
+use crate::blob::fields::prepared_schema;
+pub use crate::blob::{Dedup, Scope};
 use crate::codec::Blob;
 use crate::commit::{Applied, Committing, Concurrency};
 use crate::dataset::{Bases, Pin, bases_of, normalize, not_found, store_params};
@@ -34,10 +38,12 @@ use crate::marks::through_store;
 use crate::result::{TaskResult, check_ipc};
 use crate::task::Task;
 use align::Aligner;
-pub(crate) use sink::written_files;
-use sink::{Sink, Target};
+use blob::aligned_to;
+pub(crate) use file::written_files;
+use file::{DataFiles, Target};
+use sink::{Limits, Sink};
 use source::{Batches, Piece, Reading, Source};
-pub use spec::{AutoCleanup, Base, Format, Mode, SourceSpec, WriteSpec};
+pub use spec::{AutoCleanup, Base, BlobColumn, Format, Mode, SourceSpec, WriteSpec};
 use staging::Staging;
 
 pub(crate) struct Write;
@@ -80,6 +86,9 @@ pub struct Shared {
     pub ingest_external_blobs: bool,
     pub allow_external_blob_outside_bases: bool,
     pub blob_pack_file_size_threshold: Option<u64>,
+    pub dedup: Dedup,
+    /// Blob columns whose `ref_id`s are in another column: both names.
+    pub blob_ref_ids: Vec<(String, String)>,
 }
 
 /// One task of a write.
@@ -195,14 +204,23 @@ fn base_path(base: &Base) -> BasePath {
     }
 }
 
-/// The schema that a create or overwrite commits, numbered as Lance's writer numbers it.
+/// The schema that a create or overwrite commits, numbered as Lance's writer numbers it: an overwrite
+/// from the prepared form of blobs, of which only some children stay.
 fn lance_schema(schema: &Schema, mode: Mode) -> Result<LanceSchema> {
-    let mut lance = LanceSchema::try_from(schema)?;
+    let mut lance = LanceSchema::try_from(&prepared_schema(schema))?;
+    lance.fields.iter_mut().for_each(keep_logical);
     lance.validate()?;
     if mode == Mode::Create {
         lance.try_reassign_field_ids(None)?;
     }
     Ok(lance)
+}
+
+fn keep_logical(field: &mut lance::datatypes::Field) {
+    if field.is_blob_v2() {
+        field.children.retain(|child| ["data", "uri"].contains(&child.name.as_str()));
+    }
+    field.children.iter_mut().for_each(keep_logical);
 }
 
 impl Operation for Write {
@@ -267,8 +285,9 @@ impl Operation for Write {
         input: Option<Input>,
     ) -> Result<Produced> {
         let schema = work.shared.arrow_schema()?;
+        let input_schema = aligned_to(&schema);
         let batches = match (&work.rows, input) {
-            (Rows::Partition(_), Some(reader)) => input::stream(reader, &schema, cx)?,
+            (Rows::Partition(_), Some(reader)) => input::stream(reader, &input_schema, cx)?,
             (Rows::Partition(name), None) => {
                 return Err(Error::invalid(format!(
                     "the task of partition {name:?} needs an input stream"
@@ -280,7 +299,7 @@ impl Operation for Write {
                 ));
             }
             (Rows::Pieces { readings, pieces }, None) => {
-                input::pieces(cx, readings.clone(), pieces.clone(), &schema)
+                input::pieces(cx, readings.clone(), pieces.clone(), &input_schema)
             }
         };
         let dataset = match task.read_version {
@@ -295,14 +314,17 @@ impl Operation for Write {
             bases.extend(bases_of(dataset));
         }
         cx.set_bases(bases.clone());
+        // A late attempt at a create meets the dataset, and numbers fields as an overwrite does.
+        let late = task.read_version == 0 && dataset.is_some();
         let expected = match work.shared.mode {
             Mode::Append => None,
+            _ if late => Some(lance_schema(&schema, Mode::Overwrite)?),
             mode => Some(lance_schema(&schema, mode)?),
         };
         let memory = Self::memory(cx, task, work);
         let mut params = work.shared.params(cx)?;
         params.target_bases = work.shared.targets(&task.uri, &bases)?;
-        if task.read_version == 0 && dataset.is_some() {
+        if late {
             params.mode = WriteMode::Overwrite;
             params.initial_bases = None;
         }
@@ -316,6 +338,7 @@ impl Operation for Write {
         let staging = Staging::of(&task.uri, cx.marks().mark())
             .filter(|_| !work.shared.writes_to_bases())
             .map(Arc::new);
+        let pinned = dataset.clone();
         let target = match (dataset, &staging) {
             (Some(dataset), Some(staging)) => {
                 params.target_bases = Some(vec![Staging::BASE]);
@@ -341,8 +364,26 @@ impl Operation for Write {
                 Target::New(place.uri.clone())
             }
         };
-        let sink = Sink { running: cx, target, staging, params, bases, expected, memory };
-        let written = sink.write(schema, batches).await.map_err(|e| match e.code() {
+        let limits = Limits::of(cx, memory, &schema);
+        let blobs =
+            blob::blobs(cx, task, &work.shared, &schema, pinned.as_ref(), &bases, &limits.waiting)
+                .await?;
+        let files = DataFiles {
+            running: cx.clone(),
+            uri: task.uri.clone(),
+            job: task.job_id,
+            target,
+            staging,
+            params,
+            bases,
+            expected,
+            schema: blobs.as_ref().map_or(schema, |b| b.prepared.clone()),
+            blobs: blobs.is_some(),
+            progress: Default::default(),
+            stop: Default::default(),
+        };
+        let sink = Sink { running: cx, files, memory, limits, blobs };
+        let written = sink.write(input_schema, batches).await.map_err(|e| match e.code() {
             // The dataset came into being meanwhile.
             ErrorCode::AlreadyExists => e.with_code(ErrorCode::Io),
             _ => e,
@@ -357,7 +398,16 @@ impl Operation for Write {
                 format!("the sources gave {} rows, {expected_rows} were planned", written.rows_in),
             ));
         }
-        produced(work, &written.fragments, &sink.bases, written.rows_in, written.bytes_in)
+        let mut made = produced(
+            work,
+            &written.fragments,
+            &sink.files.bases,
+            written.rows_in,
+            written.bytes_in,
+        )?;
+        made.bytes_written += written.sidecars.iter().map(|f| f.size).sum::<u64>();
+        made.files.extend(written.sidecars);
+        Ok(made)
     }
 
     async fn adopt(

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::blob::{Dedup, Scope};
 
 /// Write rows as new fragments. Without `sources` the job is open: the caller names a partition per
 /// task and hands its rows to `execute` as an Arrow stream.
@@ -47,12 +50,25 @@ pub struct WriteSpec {
     pub skip_auto_cleanup: Option<bool>,
     /// Stored with the transaction.
     pub transaction_properties: Option<BTreeMap<String, String>>,
-    /// Further storage locations to register. For `create` and `overwrite`.
+    /// Further storage locations to register. For `create`; `add_bases` adds them to a dataset.
     pub initial_bases: Option<Vec<Base>>,
     /// Write data files to these bases in turn, by name or path.
     pub target_bases: Option<Vec<String>>,
     /// Write data files to every base in turn; `true` includes the dataset's own storage.
     pub target_all_bases: Option<bool>,
+    /// Columns of bytes (binary, large binary, binary view) to store as blobs (`lance.blob.v2`), beside
+    /// those that carry the extension or are blobs of the dataset already; a plain string stands for
+    /// `{"name": ..}`. Needs storage version 2.2, the default then.
+    #[serde(deserialize_with = "blob_columns")]
+    #[schemars(with = "Option<Vec<BlobColumnOrName>>")]
+    pub blob_columns: Option<Vec<BlobColumn>>,
+    /// Which rows share one stored payload: `ref_id` (default), those that carry the same positive
+    /// `ref_id`; or `content`, also those with the same bytes, of at least 1,024.
+    pub dedup: Option<Dedup>,
+    /// How far payloads are shared: `file` (default), within a data file; or `dataset`, across fragments
+    /// and writes, by managed blobs, which only clients can read that know of them. For `create` and
+    /// `overwrite`; an append does as the dataset does.
+    pub dedup_scope: Option<Scope>,
     /// `reference` (default) or `ingest`: what to do with external blob URIs.
     pub external_blob_mode: Option<String>,
     /// Allow external blob URIs outside of the registered bases. Default false.
@@ -82,6 +98,23 @@ pub enum Mode {
 pub struct AutoCleanup {
     pub interval: u64,
     pub older_than_seconds: u64,
+}
+
+/// A column of blobs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlobColumn {
+    /// The column, or its path within structs: `docs.image`. A list stands for its items.
+    pub name: String,
+    /// Payloads of more bytes lie outside of the data file. Default 64 KiB.
+    pub inline_size_threshold: Option<u64>,
+    /// Payloads of more bytes have a file of their own. Default 4 MiB.
+    pub dedicated_size_threshold: Option<u64>,
+    /// Bytes at which a pack file is rolled. Default 1 GiB.
+    pub pack_file_size_threshold: Option<u64>,
+    /// The column of integers that has the rows' `ref_id`s: rows of one positive number share their
+    /// payload. Default: the child `ref_id` of the column itself, where it has one.
+    pub ref_id: Option<String>,
 }
 
 /// A storage location beside the dataset's own.
@@ -142,25 +175,43 @@ enum SourceOrUri {
     Source(SourceSpec),
 }
 
-/// JSON may say a source as a string; the binary form is always whole.
+/// For the JSON Schema: a blob column or its bare name.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum BlobColumnOrName {
+    Name(String),
+    Column(BlobColumn),
+}
+
 fn sources<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<SourceSpec>>, D::Error> {
+    named("sources", deserializer, |uri| SourceSpec { uri, ..Default::default() })
+}
+
+fn blob_columns<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<BlobColumn>>, D::Error> {
+    named("blob_columns", deserializer, |name| BlobColumn { name, ..Default::default() })
+}
+
+/// JSON may say one as a string; the binary form is always whole.
+fn named<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    what: &str,
+    deserializer: D,
+    of: impl Fn(String) -> T,
+) -> Result<Option<Vec<T>>, D::Error> {
     use serde::de::Error;
     if !deserializer.is_human_readable() {
         return Option::deserialize(deserializer);
     }
     let values: Option<Vec<serde_json::Value>> = Option::deserialize(deserializer)?;
-    values
-        .map(|values| {
-            values
-                .into_iter()
-                .map(|value| match value {
-                    serde_json::Value::String(uri) => Ok(SourceSpec { uri, ..Default::default() }),
-                    other => serde_json::from_value(other)
-                        .map_err(|e| D::Error::custom(format!("sources: {e}"))),
-                })
-                .collect()
-        })
-        .transpose()
+    let one = |value| match value {
+        serde_json::Value::String(name) => Ok(of(name)),
+        other => {
+            serde_json::from_value(other).map_err(|e| D::Error::custom(format!("{what}: {e}")))
+        }
+    };
+    values.map(|values| values.into_iter().map(one).collect()).transpose()
 }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use lance::Dataset;
 use lance_table::format::{BasePath, Fragment};
+use object_store::path::Path;
 
 use crate::dataset::local_folder;
 use crate::error::{Error, ErrorCode, Result};
 use crate::marks::Mark;
 
 /// See the module. To Lance the folder is a base to write to.
-pub(super) struct Staging {
+pub(crate) struct Staging {
     data: PathBuf,
     folder: PathBuf,
     mark: Mark,
@@ -46,14 +47,26 @@ impl Staging {
         dataset
     }
 
-    /// Move files that are whole to the others of the dataset, under their marked names.
-    pub fn publish(&self, fragments: &mut [Fragment]) -> Result<()> {
+    /// Where a data file of that name would lie, for the payloads beside it.
+    pub fn file(&self, name: &str) -> Result<Path> {
+        let path = self.folder.join(format!("{name}.lance"));
+        Path::from_absolute_path(&path)
+            .map_err(|e| Error::new(ErrorCode::Io, format!("{}: {e}", path.display())))
+    }
+
+    /// Move files that are whole to the others of the dataset, under their marked names. `only` is the
+    /// name of the one data file of all, and of the folder of payloads beside it.
+    pub fn publish(&self, fragments: &mut [Fragment], only: Option<&str>) -> Result<()> {
         let staged = |f: &&mut lance_table::format::DataFile| f.base_id == Some(Self::BASE);
         for file in fragments.iter_mut().flat_map(|f| &mut f.files).filter(staged) {
-            let name = self.mark.file(&file.path);
-            let stem = |name: &str| name.trim_end_matches(".lance").to_owned();
-            // Blobs of the file first: it may not be there without them.
-            self.rename(&stem(&file.path), &stem(&name), true)?;
+            let name = match only {
+                Some(only) => {
+                    // Its payloads first: it may not be there without them.
+                    self.rename(only, only, true)?;
+                    format!("{only}.lance")
+                }
+                None => self.mark.file(&file.path),
+            };
             self.rename(&file.path, &name, false)?;
             file.path = name;
             file.base_id = None;

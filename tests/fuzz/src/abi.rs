@@ -172,6 +172,8 @@ functions! {
     plan "lance_tasks_plan": fn(Exec, *const u8, usize, Stream, Opts, Stream, Err) -> Status;
     execute "lance_tasks_execute": fn(Exec, *const u8, usize, Stream, Opts, Stream, Err) -> Status;
     execute_all "lance_tasks_execute_all": fn(Exec, Stream, Opts, Stream, Err) -> Status;
+    read "lance_tasks_read": fn(Exec, *const u8, usize, Opts, Stream, Err) -> Status;
+    read_all "lance_tasks_read_all": fn(Exec, Stream, Opts, Stream, Err) -> Status;
     adopt "lance_tasks_adopt": fn(
         Exec, *const u8, usize, *const u8, usize, *const u8, usize, Opts, Stream, Err
     ) -> Status;

@@ -131,7 +131,7 @@ impl Options {
 pub fn run(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
     let mut program = Program(data);
     let f = &fuzz.api.f;
-    let which = program.below(14);
+    let which = program.below(16);
     // SAFETY: a token, freed below.
     let token = unsafe { (f.cancel_token_new)() };
     let cancel = program.below(4) > 0;
@@ -152,7 +152,7 @@ pub fn run(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
     let work = &fuzz.corpus.work[program.below(fuzz.corpus.work.len())];
     let descriptor = match which {
         0 => &work.spec,
-        5 => work.tasks.first().unwrap_or(&work.job),
+        5 | 14 => work.tasks.first().unwrap_or(&work.job),
         _ => &work.job,
     };
     let (bytes, len, bytes_null) = match program.below(8) {
@@ -178,7 +178,7 @@ pub fn run(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
     let partition = b"a";
     let number = program.byte() as i32 - 100;
 
-    let verb = matches!(which, 0 | 2..=7 | 13);
+    let verb = matches!(which, 0 | 2..=7 | 13..=15);
     let mut takes_stream = false;
     let mut takes_schema = false;
     // SAFETY: everything is what the header asks for, NULL where it says how that is answered.
@@ -225,6 +225,11 @@ pub fn run(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
                         handle, bytes, len, task, size, made, made_len, opts, out_stream, error,
                     )
                 }
+                14 => (f.read)(handle, bytes, len, opts, out_stream, error),
+                15 => {
+                    takes_stream = !stream_null;
+                    (f.read_all)(handle, in_stream, opts, out_stream, error)
+                }
                 _ => executor(fuzz, &mut program, out_null, error),
             }
         }
@@ -243,11 +248,11 @@ pub fn run(fuzz: &Fuzz<'_>, data: &[u8]) -> Check<()> {
     if status == PANIC {
         broken!("function {which} panicked");
     }
-    let empty_stream = stream_null && matches!(which, 7 | 9 | 10);
+    let empty_stream = stream_null && matches!(which, 7 | 9 | 10 | 15);
     let bad = out_null
         || (verb && executor_null)
         || empty_stream
-        || (bytes_null && !matches!(which, 7 | 9 | 10 | 12));
+        || (bytes_null && !matches!(which, 7 | 9 | 10 | 12 | 15));
     if bad && status != INVALID_ARGUMENT {
         broken!("function {which} with NULL or a false size answers {status}: {message}");
     }

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
-use arrow_schema::{Schema, SchemaRef};
+use arrow_schema::{DataType, Field, FieldRef, Schema, SchemaRef};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
+use lance_arrow::FieldExt;
+use lance_core::datatypes::BlobHandling;
 
 use super::super::spec::{Format, SourceSpec};
 use super::{Batches, File, Piece, Reading, Resolved, Source, changed, in_order, unreadable};
 use crate::dataset::{Pin, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
+
+/// Of payloads, in a batch.
+const BATCH_BYTES: u64 = 8 << 20;
 
 pub(super) async fn resolve(running: &Running, spec: &SourceSpec, uri: &str) -> Result<Resolved> {
     let options = &running.call.storage_options;
@@ -53,12 +58,37 @@ pub(super) async fn resolve(running: &Running, spec: &SourceSpec, uri: &str) -> 
             .sum();
         files.push(File { uri: uri.to_owned(), size, rows, fragment: Some(fragment.id() as u64) });
     }
-    Ok(Resolved { source: Source { reading, files }, schema: stripped(&schema) })
+    let schema = stripped(&schema, &Schema::from(dataset.schema()));
+    Ok(Resolved { source: Source { reading, files }, schema })
 }
 
-/// The other dataset's own field metadata is not this one's business, but extensions are.
-fn stripped(schema: &Schema) -> SchemaRef {
-    Arc::new(Schema::new(schema.fields().clone()))
+/// The other dataset's own metadata is not this one's business, but that a column is of blobs is, of
+/// which a scan shows bytes.
+fn stripped(scanned: &Schema, stored: &Schema) -> SchemaRef {
+    fn marked(field: &FieldRef, stored: &Field) -> FieldRef {
+        let data_type = match (field.data_type(), stored.data_type()) {
+            _ if stored.is_blob() => {
+                return Arc::new(field.as_ref().clone().with_metadata(stored.metadata().clone()));
+            }
+            (DataType::Struct(fields), DataType::Struct(like)) => DataType::Struct(
+                fields
+                    .iter()
+                    .map(|f| like.find(f.name()).map_or(f.clone(), |l| marked(f, l.1)))
+                    .collect(),
+            ),
+            (DataType::List(item), DataType::List(like)) => DataType::List(marked(item, like)),
+            (DataType::LargeList(item), DataType::LargeList(like)) => {
+                DataType::LargeList(marked(item, like))
+            }
+            _ => return field.clone(),
+        };
+        Arc::new(field.as_ref().clone().with_data_type(data_type))
+    }
+    let fields = scanned.fields().iter().map(|field| match stored.fields().find(field.name()) {
+        Some((_, like)) => marked(field, like),
+        None => field.clone(),
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 fn scan(
@@ -82,6 +112,11 @@ fn scan(
             scan.limit(Some((end - first) as i64), Some(first as i64))?;
         }
     }
+    if dataset.schema().fields_pre_order().any(|f| f.is_blob()) {
+        // Descriptors mean nothing in another dataset.
+        scan.blob_handling(BlobHandling::AllBinary);
+        scan.batch_size_bytes(BATCH_BYTES);
+    }
     scan.scan_in_order(true);
     Ok(scan)
 }
@@ -100,7 +135,8 @@ pub(super) async fn read(
         .await
         .map_err(|e| e.context(format!("source {uri}")))?;
     let scan = scan(&dataset, reading, Some(piece))?;
-    let schema = stripped(scan.schema().await.map_err(Error::from)?.as_ref());
+    let scanned = scan.schema().await.map_err(Error::from)?;
+    let schema = stripped(&scanned, &Schema::from(dataset.schema()));
     let part = async move {
         let batches = scan.try_into_stream().await.map_err(|e| unreadable(&uri, e.into()))?;
         Ok(batches.map_err(move |e| unreadable(&uri, e.into())).boxed())

@@ -98,7 +98,7 @@ pub(super) async fn read(
         let (from, to) = (first.max(start), end.min(start + rows));
         if from < to {
             let bytes = groups[group].total_byte_size().max(1) as u64;
-            let batch = (BATCH_BYTES * rows / bytes).clamp(64, 64 << 10) as usize;
+            let batch = (BATCH_BYTES * rows / bytes).clamp(1, 64 << 10) as usize;
             let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(
                 Reader(file.clone()),
                 metadata.clone(),

@@ -1,6 +1,8 @@
 //! Compact: small or thinned-out fragments become full ones. Lance plans, rewrites and commits; this
 //! carries its options from the plan to the commit, and its tasks to other machines.
 
+mod blobs;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,10 +12,12 @@ use lance::dataset::optimize::{
     CompactionMetrics, CompactionMode, CompactionOptions, CompactionTask, IndexRemapMode,
     RewriteResult, TaskData, commit_compaction, plan_compaction,
 };
-use lance_file::version::LanceFileVersion;
+use lance_file::version::{ConcreteFileVersion, LanceFileVersion};
 use lance_table::format::Fragment;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use blobs::{Split, batch_size};
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced, described};
 use crate::commit::{Applied, Committing};
@@ -198,6 +202,8 @@ pub struct CompactState {
 
 /// Less memory makes no progress.
 const MIN_MEMORY: u64 = 16 << 20;
+/// More memory makes nothing faster.
+const MAX_MEMORY: u64 = 512 << 20;
 
 /// One task: adjacent fragments of the pinned version that become new ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -205,6 +211,8 @@ const MIN_MEMORY: u64 = 16 << 20;
 pub struct CompactWork {
     pub options: Options,
     pub fragments: Vec<u64>,
+    /// Whether rows have payloads, which the estimate of bytes does not count.
+    pub blobs: bool,
 }
 
 impl Operation for Compact {
@@ -249,6 +257,7 @@ impl Operation for Compact {
             return Ok(None);
         }
         let dataset = cx.open(&job.uri, job.pin()).await?;
+        let blobs = dataset.schema().fields_pre_order().any(|f| f.is_blob());
         let plan = plan_compaction(&dataset, &state.options.lance(Default::default())?).await?;
         let tasks = plan.tasks.into_iter().map(|task| NewWork {
             key: None,
@@ -257,15 +266,19 @@ impl Operation for Compact {
             work: CompactWork {
                 options: state.options.clone(),
                 fragments: task.fragments.iter().map(|f| f.id).collect(),
+                blobs,
             },
         });
         Ok(Some(tasks.collect()))
     }
 
-    fn memory(cx: &Running, task: &Task, _work: &CompactWork) -> u64 {
+    fn memory(cx: &Running, task: &Task, work: &CompactWork) -> u64 {
+        if work.blobs {
+            return cx.memory_share().clamp(MIN_MEMORY, MAX_MEMORY);
+        }
         // Batches being read and pages being filled; a small task holds its rows at most twice.
         (task.estimated_bytes.saturating_mul(2) + (16 << 20))
-            .min(512 << 20)
+            .min(MAX_MEMORY)
             .min(cx.memory_share())
             .max(MIN_MEMORY)
     }
@@ -281,15 +294,35 @@ impl Operation for Compact {
         }
         let dataset = cx.open(&task.uri, task.pin()).await?;
         let fragments = fragments(&dataset, &work.fragments)?;
-        let lance_task = CompactionTask {
-            task: TaskData { fragments },
-            read_version: task.read_version,
-            options: work.options.lance(Default::default())?,
+        let mut options = work.options.lance(Default::default())?;
+        let mut marked = cx.marks().dataset(&dataset).await?;
+        let memory = Self::memory(cx, task, work);
+        let split = match options.compaction_mode {
+            // Lance says itself that it cannot.
+            Some(CompactionMode::ForceBinaryCopy) => None,
+            _ => Split::of(&dataset, &fragments, write_version(&dataset, &options)),
         };
-        let marked = cx.marks().dataset(&dataset).await?;
+        if let Some(split) = &split {
+            marked = split.rest(&marked);
+            options.compaction_mode = Some(CompactionMode::Reencode);
+        } else if let Some(rows) = batch_size(&dataset, &fragments, memory / 4).await? {
+            options.batch_size = Some(options.batch_size.map_or(rows, |given| given.min(rows)));
+        }
+        let lance_task = CompactionTask {
+            task: TaskData { fragments: fragments.clone() },
+            read_version: task.read_version,
+            options: options.clone(),
+        };
         let mut result: RewriteResult = lance_task.execute(&marked).await?;
         cx.marks().mark().fragments(&mut result.new_fragments);
-        produced(cx, task, &dataset, result).await
+        let Some(split) = split else { return produced(cx, task, &dataset, result).await };
+        let sidecars =
+            split.add(cx, task, &dataset, &fragments, &mut result, &options, memory).await?;
+        // Lance describes a rewrite's fragments as they were; blobs are part of them again.
+        let mut made = produced(cx, task, &dataset, result).await?;
+        made.bytes_written += sidecars.iter().map(|f| f.size).sum::<u64>();
+        made.files.extend(sidecars);
+        Ok(made)
     }
 
     async fn adopt(
@@ -383,6 +416,11 @@ impl Operation for Compact {
             nothing: false,
         })
     }
+}
+
+fn write_version(dataset: &Dataset, options: &CompactionOptions) -> ConcreteFileVersion {
+    let own = dataset.manifest.data_storage_format.lance_file_format();
+    options.data_storage_version.map_or(own, LanceFileVersion::resolve)
 }
 
 async fn produced(
