@@ -2,7 +2,7 @@
 """Bases in another account: each account's credentials go to that account, and nowhere else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,7 +233,74 @@ def test_command_line(ours: Account, theirs: Account, base: dict, tmp_path: Path
     assert ours.refusals == theirs.refusals == 0
 
 
+# Blobs
+
+SIZES = {"inline_size_threshold": 64, "dedicated_size_threshold": 1024}
+
+
+def films(values: list[lt.Blob | bytes | str | None], start: int = 0) -> pa.Table:
+    schema = pa.schema([("id", pa.int64()), lt.blob_field("film", **SIZES)])
+    ids = pa.array(range(start, start + len(values)), pa.int64())
+    return pa.table([ids, lt.blob_array(values)], schema)
+
+
+def read_films(dataset: lance.LanceDataset, o: dict[str, object]) -> list[bytes | None]:
+    """By stock pylance and by a task, which must agree."""
+    rows = list(range(dataset.count_rows()))
+    theirs = [None if d is None else bytes(d) for _, d in dataset.read_blobs("film", indices=rows)]
+    ours = pa.table(lt.read(lt.TakeBlobs(dataset.uri, column="film", indices=rows), **o))
+    assert ours["film"].to_pylist() == theirs
+    return theirs
+
+
+def test_blobs_in_a_base(ours: Account, theirs: Account, base: dict) -> None:
+    """Payloads of every size lie beside their data files, wherever these are."""
+    o = both(ours, theirs)
+    contents = [b"a" * 40, b"b" * 700, None, b"c" * 3000, b"", b"d" * 800]
+    spec = lt.Write(ours.uri(), initial_bases=[base], target_bases=["theirs"], max_rows_per_file=3)
+    lt.run(spec, data=films(contents), **o)
+    payloads = [path for path in theirs.bucket.files() if path.endswith(".blob")]
+    assert len(payloads) >= 3 and data_files(ours) == []
+    assert read_films(opened(ours, theirs), o) == contents
+    append = lt.Write(ours.uri(), mode="append", target_bases=["theirs"])
+    job = lt.prepare(append, films([]).schema, **o)
+    results = [lt.execute(job.task("0"), films([b"e" * 2000, b"f" * 300], 6), **o)]
+    before = theirs.bucket.files()
+    lt.abort(job, results, **o)
+    gone = before.keys() - theirs.bucket.files().keys()
+    listed = {file["path"] for result in results for file in result.to_dict()["files"]}
+    assert gone == {f"their base/{path}" for path in listed} and len(gone) >= 2
+    lt.run(lt.Compact(ours.uri(), target_rows_per_fragment=100), **o)
+    assert read_films(opened(ours, theirs), o) == contents
+    assert ours.refusals == theirs.refusals == 0
+
+
+@pytest.mark.parametrize("mode", ["reference", "ingest"])
+def test_external_blobs_in_a_base(ours: Account, theirs: Account, mode: str) -> None:
+    """Objects of the other account are referred to, or copied, by that account's credentials."""
+    o = both(ours, theirs)
+    base = {"id": 3, "name": "theirs", "path": theirs.uri("their base"), "is_dataset_root": False}
+    theirs.bucket.put("their base/a.bin", b"a" * 100)
+    theirs.bucket.put("their base/folder/b.bin", b"b" * 5000)
+    place = theirs.uri("their base")
+    values = [f"{place}/a.bin", lt.Blob(uri=f"{place}/folder/b.bin", position=10, size=20), None]
+    spec = lt.Write(ours.uri(), initial_bases=[base], external_blob_mode=mode)
+    lt.run(spec, data=films(values), **o)
+    assert read_films(opened(ours, theirs), o) == [b"a" * 100, b"b" * 20, None]
+    for path in ("a.bin", "folder/b.bin"):
+        theirs.bucket.store.fs.delete_file(f"{theirs.bucket.name}/their base/{path}")
+    if mode == "ingest":
+        assert read_films(opened(ours, theirs), o) == [b"a" * 100, b"b" * 20, None]
+    assert ours.refusals == theirs.refusals == 0
+
+
 # What is wrong
+
+
+def raised(results: Iterable[lt.Result]) -> None:
+    """The error of the only result."""
+    (result,) = results
+    raise result.error
 
 
 def test_options_of_no_base(ours: Account, theirs: Account, base: dict) -> None:
@@ -251,6 +318,7 @@ def test_options_of_no_base(ours: Account, theirs: Account, base: dict) -> None:
         "commit": lambda o: lt.commit(job, [result], **o),
         "abort": lambda o: lt.abort(job, [result], **o),
         "run": lambda o: lt.run(spec, data=numbers(5), **o),
+        "execute_all": lambda o: raised(lt.execute_all([job.task("1")], **o)),
     }
     flat = {f"base:{theirs.uri('there base')}:aws_region": "x", **ours.options}
     for options in (misspelt, {"storage_options": flat}):
