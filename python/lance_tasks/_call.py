@@ -59,16 +59,36 @@ def _milliseconds(timeout: float | None) -> int:
     return min(math.ceil(timeout * 1000), 2**63)
 
 
-def _storage_options(options: Mapping[str, str] | None) -> bytes | None:
-    if not options:
+def _storage_options(
+    options: Mapping[str, str] | None,
+    bases: Mapping[str, Mapping[str, str]] | None,
+) -> bytes | None:
+    """The library's form: those of a base as `base:<path>:<option>`."""
+    flat = _strings("storage_options", options or {})
+    for path, own in (bases or {}).items():
+        if not isinstance(path, str) or not hasattr(own, "items"):
+            raise TypeError(f"base_store_params: {path!r}: a base's path, and a mapping of strings")
+        if not path or not own:
+            raise InvalidArgumentError(
+                f"base_store_params: {path!r}: a path or options are missing"
+            )
+        for key, value in _strings(f"base_store_params: {path!r}", own).items():
+            if not key or ":" in key:
+                raise InvalidArgumentError(f"base_store_params: {path!r}: {key!r} is no option")
+            flat[f"base:{path}:{key}"] = value
+    if not flat:
         return None
+    import json
+
+    return json.dumps(flat).encode()
+
+
+def _strings(what: str, options: Mapping[str, str]) -> dict[str, str]:
     for key, value in options.items():
         # The value may be a secret and is not named.
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"storage_options: {key!r}: keys and values are strings")
-    import json
-
-    return json.dumps(dict(options)).encode()
+            raise TypeError(f"{what}: {key!r}: keys and values are strings")
+    return dict(options)
 
 
 class Call:
@@ -83,8 +103,10 @@ class Call:
         timeout: float | None = None,
         progress: Callable[[Progress], object] | None = None,
         flags: int = 0,
+        *,
+        base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        storage = _storage_options(storage_options)
+        storage = _storage_options(storage_options, base_store_params)
         milliseconds = _milliseconds(timeout)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress: {type(progress).__name__} is not callable")

@@ -15,7 +15,7 @@ from .executor import usable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, TypeVar
+    from typing import Any, TypedDict, TypeVar
 
     from .descriptors import Job, Result, Task
     from .executor import Executor
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
+    class _Storage(TypedDict):
+        storage_options: Mapping[str, str] | None
+        base_store_params: Mapping[str, Mapping[str, str]] | None
+
 
 def run(
     spec: SpecLike,
     data: Any = None,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     progress: Callable[[Progress], object] | None = None,
     max_attempts: int = 3,
@@ -47,7 +52,7 @@ def run(
         data: for a write without sources: the rows; anything with `__arrow_c_stream__` or
             `__arrow_c_array__`, or an iterable of such (record batches). What can be read only once
             (a reader, a generator) is not tried again.
-        storage_options, executor: as for the verbs.
+        storage_options, base_store_params, executor: as for the verbs.
         timeout: seconds for the whole job.
         progress: as for `execute`.
         max_attempts: attempts per task.
@@ -57,7 +62,11 @@ def run(
     """
     if max_attempts < 1:
         raise InvalidArgumentError(f"max_attempts: {max_attempts}; at least 1")
-    loop = _Loop(usable(executor), storage_options, timeout, progress, max_attempts)
+    storage: _Storage = {
+        "storage_options": storage_options,
+        "base_store_params": base_store_params,
+    }
+    loop = _Loop(usable(executor), storage, timeout, progress, max_attempts)
     if data is None:
         return loop.finish(verbs.prepare(spec, **loop.options()), loop.planned)
     spec, partition = _open_spec(spec)
@@ -107,13 +116,13 @@ class _Loop:
     def __init__(
         self,
         executor: Executor,
-        storage_options: Mapping[str, str] | None,
+        storage: _Storage,
         timeout: float | None,
         progress: Callable[[Progress], object] | None,
         max_attempts: int,
     ) -> None:
         self._executor = executor
-        self._storage_options = storage_options
+        self._storage = storage
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._progress = progress
         self._max_attempts = max_attempts
@@ -122,7 +131,7 @@ class _Loop:
     def options(self) -> dict[str, Any]:
         """The keywords of the next call."""
         return {
-            "storage_options": self._storage_options,
+            **self._storage,
             "timeout": self._remaining(),
             "executor": self._executor,
         }
@@ -186,7 +195,7 @@ class _Loop:
         def attempt() -> None:
             nonlocal first
             given, first = first or _arrow.InStream(data, "data"), None
-            call = Call(self._storage_options, self._remaining(), self._progress)
+            call = Call(timeout=self._remaining(), progress=self._progress, **self._storage)
             table = _ffi.OutStream()
             try:
                 verbs.execute_stream(self._executor, task.to_bytes(), given, call, table)
@@ -221,12 +230,7 @@ class _Loop:
     def _undo(self, job: Job, error: BaseException) -> None:
         for count in range(1, self._max_attempts + 1):
             try:
-                verbs.abort(
-                    job,
-                    self._results,
-                    storage_options=self._storage_options,
-                    executor=self._executor,
-                )
+                verbs.abort(job, self._results, **self._storage, executor=self._executor)
                 return
             except Error as e:
                 if e.retry_class == "retry_task" and count < self._max_attempts:

@@ -29,6 +29,7 @@ def read(
     what: SpecLike | Task | Iterable[Task | bytes] | Any,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> DataStream:
@@ -41,6 +42,7 @@ def read(
     Args:
         what: a spec that reads (`TakeBlobs`, a mapping, or JSON text), which is prepared and
             planned here; or a task, several, or a table of them, of such a job.
+        storage_options, base_store_params: as for the verbs.
         timeout: seconds until the stream fails, from now.
         executor: default: the process's own. Streams that are read at one time share its memory
             budget; one that finds too little waits for another to end. A stream cannot be the input
@@ -56,7 +58,11 @@ def read(
     def options() -> dict[str, Any]:
         # What is left of the time, of which even the last call has a little.
         left = None if end is None else max(end - time.monotonic(), 0.001)
-        return {"storage_options": storage_options, "timeout": left}
+        return {
+            "storage_options": storage_options,
+            "base_store_params": base_store_params,
+            "timeout": left,
+        }
 
     tasks = _tasks(what, options, executor)
     given = stream_of(tasks, Task, "tasks")

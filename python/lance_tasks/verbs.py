@@ -5,6 +5,8 @@ What they take by keyword:
 
 - ``storage_options``: Lance's storage options (credentials, endpoint, region), strings by strings.
   Kept for the call only; never in a descriptor or result, never logged.
+- ``base_store_params``: the same for single bases of the dataset, by the path under which each is
+  registered; such a base has these and none of ``storage_options``.
 - ``timeout``: seconds until the call fails with `DeadlineExceededError`; default: no limit.
 - ``executor``: default: the process's own, made at the first use.
 
@@ -38,6 +40,7 @@ def prepare(
     schema: Any = None,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> Job:
@@ -61,7 +64,7 @@ def prepare(
     text = spec_json(spec)
     given = None if schema is None else _arrow.InSchema(schema)
     out = _ffi.OutBytes()
-    call = Call(storage_options, timeout)
+    call = Call(storage_options, timeout, base_store_params=base_store_params)
     call.run(_ffi.lib().prepare, executor, text, len(text), given, call, out)
     return Job._trusted(out.take() or b"")
 
@@ -71,6 +74,7 @@ def plan(
     results: Iterable[Result | bytes] | Any = (),
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> list[Task]:
@@ -88,7 +92,7 @@ def plan(
     data = _bytes_of(job, Job, "job")
     given = stream_of(results, Result, "results")
     tasks = _ffi.OutStream()
-    call = Call(storage_options, timeout)
+    call = Call(storage_options, timeout, base_store_params=base_store_params)
     library = _ffi.lib()
     call.run(library.plan, executor, data, len(data), given, call, tasks)
     rows = _ffi.OutBytes()
@@ -101,6 +105,7 @@ def execute(
     data: Any = None,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     progress: Callable[[Progress], object] | None = None,
     executor: Executor | None = None,
@@ -121,7 +126,7 @@ def execute(
     payload = _bytes_of(task, Task, "task")
     given = None if data is None else _arrow.InStream(data, "data")
     table = _ffi.OutStream()
-    call = Call(storage_options, timeout, progress)
+    call = Call(storage_options, timeout, progress, base_store_params=base_store_params)
     execute_stream(executor, payload, given, call, table)
     return result_of(table)
 
@@ -155,6 +160,7 @@ def adopt(
     made: Any,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> Result:
@@ -180,7 +186,7 @@ def adopt(
     whole, part = _bytes_of(job, Job, "job"), _bytes_of(task, Task, "task")
     text = described(made)
     table = _ffi.OutStream()
-    call = Call(storage_options, timeout)
+    call = Call(storage_options, timeout, base_store_params=base_store_params)
     arguments = (whole, len(whole), part, len(part), text, len(text))
     call.run(_ffi.lib().adopt, executor, *arguments, call, table)
     return result_of(table)
@@ -190,6 +196,7 @@ def execute_all(
     tasks: Iterable[Task | bytes] | Any,
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     progress: Callable[[Progress], object] | None = None,
     executor: Executor | None = None,
@@ -207,7 +214,7 @@ def execute_all(
     executor = usable(executor)
     given = stream_of(tasks, Task, "tasks")
     results = _ffi.OutStream()
-    call = Call(storage_options, timeout, progress)
+    call = Call(storage_options, timeout, progress, base_store_params=base_store_params)
     _ffi.call(_ffi.lib().execute_all, executor, given, call, results)
     return ResultIterator(results, call, executor)
 
@@ -218,6 +225,7 @@ def commit(
     *,
     partial: bool = False,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> Outcome:
@@ -241,7 +249,9 @@ def commit(
     """
     from .outcomes import Outcome
 
-    view = _report("commit", job, results, storage_options, timeout, partial, executor)
+    view = _report(
+        "commit", job, results, storage_options, base_store_params, timeout, partial, executor
+    )
     return Outcome(
         version=view["version"],
         rows=view["rows"],
@@ -260,6 +270,7 @@ def abort(
     results: Iterable[Result | bytes] | Any = (),
     *,
     storage_options: Mapping[str, str] | None = None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float | None = None,
     executor: Executor | None = None,
 ) -> AbortReport:
@@ -278,7 +289,9 @@ def abort(
     """
     from .outcomes import AbortReport
 
-    view = _report("abort", job, results, storage_options, timeout, False, executor)
+    view = _report(
+        "abort", job, results, storage_options, base_store_params, timeout, False, executor
+    )
     return AbortReport(
         files_removed=view["files_removed"],
         bytes_removed=view["bytes_removed"],
@@ -291,6 +304,7 @@ def _report(
     job: Job | bytes | str,
     results: Iterable[Result | bytes] | Any,
     storage_options: Mapping[str, str] | None,
+    base_store_params: Mapping[str, Mapping[str, str]] | None,
     timeout: float | None,
     partial: bool,
     executor: Executor | None,
@@ -301,7 +315,8 @@ def _report(
     data = _bytes_of(job, Job, "job")
     given = stream_of(results, Result, "results")
     out = _ffi.OutBytes()
-    call = Call(storage_options, timeout, flags=_ffi.FLAG_PARTIAL if partial else 0)
+    flags = _ffi.FLAG_PARTIAL if partial else 0
+    call = Call(storage_options, timeout, flags=flags, base_store_params=base_store_params)
     call.run(getattr(_ffi.lib(), verb), executor, data, len(data), given, call, out)
     view: dict[str, Any] = json.loads(out.take() or b"{}")
     return view

@@ -87,7 +87,10 @@ impl Executor {
 
 async fn open(running: &Running, task: &Task) -> Result<Reading> {
     running.event(EventKind::Started, 0, 0, "");
-    let opening = running.call.limit(task.work.read(running, task));
+    let opening = running.call.limit(async {
+        running.check_bases(&task.uri, task.pin(), task.work.elsewhere()).await?;
+        task.work.read(running, task).await
+    });
     let reading = AssertUnwindSafe(opening)
         .catch_unwind()
         .await

@@ -156,6 +156,10 @@ static void test_storage_options(void) {
         CHECK_FAILS(LANCE_TASKS_INVALID_ARGUMENT, "storage_options",
                     plan_with_storage(bad[i], &error));
     CHECK_FAILS(LANCE_TASKS_INVALID_ARGUMENT, "storage_options", plan_with_storage(NULL, &error));
+    CHECK_FAILS(LANCE_TASKS_INVALID_ARGUMENT, "base:<path of the base>:<option>",
+                plan_with_storage("{\"base:s3://b/x\": \"y\"}", &error));
+    CHECK_FAILS(LANCE_TASKS_INVALID_ARGUMENT, "s3://b/x",
+                plan_with_storage("{\"base:s3://b/x:key\": \"y\"}", &error));
 }
 
 static void test_errors_quote_no_secret(void) {
@@ -164,6 +168,9 @@ static void test_errors_quote_no_secret(void) {
         "{\"aws_secret_access_key\": \"hunter2\"",
         "{\"aws_secret_access_key\": [\"hunter2\"]}",
         "{\"hunter2\": 1}",
+        "{\"base:s3://b/x:key\": \"hunter2\"}",
+        "{\"base:s3://b/x\": \"hunter2\"}",
+        "{\"base:s3://user:hunter2@b/x:key\": \"y\"}",
         "hunter2",
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -344,6 +344,81 @@ def test_output_of_another_task(case) -> None:
     case.check_untouched()
 
 
+def files_of(result: lt.Result) -> list[dict]:
+    return result.to_dict()["files"]
+
+
+@pytest.fixture
+def appended(uri: str) -> tuple[lt.Job, list[lt.Result]]:
+    """Two tasks of a file each, beside which there may be others."""
+    make_dataset(uri, rows=100)
+    job = lt.prepare(lt.Write(uri, mode="append"), schema=numbers(0).schema)
+    return job, execute_partitions(job, {"a": numbers(40), "b": numbers(30)})
+
+
+def with_files(result: lt.Result, uri: str, *paths: str) -> lt.Result:
+    """A result that lists these too, which are there."""
+    for path in paths:
+        (Path(uri) / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path(uri) / path).write_bytes(b"payload")
+    more = [{"path": path, "size": 7, "base": None} for path in paths]
+    return edit_result(result, files=files_of(result) + more)
+
+
+def sidecars(result: lt.Result, *ids: str) -> list[str]:
+    """Names of blob files that belong to a result's data file."""
+    stem = files_of(result)[0]["path"].removesuffix(".lance")
+    return [f"{stem}/{id}.blob" for id in ids]
+
+
+def test_blob_files_beside_data_files(uri: str, appended) -> None:
+    """Several of one data file, and managed ones that both tasks have written."""
+    job, (a, b) = appended
+    a = with_files(a, uri, *sidecars(a, "10", "01"), "_blobs/ab.blob")
+    b = with_files(b, uri, *sidecars(b, "10"), "_blobs/ab.blob")
+    lt.commit(job, [a, b])
+    with unchanged(uri):
+        report = lt.abort(job, [a, b])
+    assert (report.files_removed, report.kept) == (0, 6)  # the managed blob is one file
+
+
+def test_blob_files_of_aborted_tasks(uri: str, appended) -> None:
+    """Managed ones may be other jobs' as well."""
+    job, (a, b) = appended
+    a = with_files(a, uri, *sidecars(a, "10", "01"), "_blobs/ab.blob")
+    report = lt.abort(job, [a, b])
+    assert (report.files_removed, report.kept) == (4, 1)
+    left = list(Path(uri).rglob("*.blob"))
+    assert left == [Path(uri) / "_blobs/ab.blob"]
+
+
+@pytest.mark.parametrize("wrong", ["another's", "missing", "twice"])
+def test_blob_files_that_are_wrong(uri: str, appended, wrong: str) -> None:
+    job, (a, b) = appended
+    (path,) = sidecars(b if wrong == "another's" else a, "10")
+    forged = with_files(a, uri, path)
+    if wrong == "missing":
+        (Path(uri) / path).unlink()
+    if wrong == "twice":
+        forged = with_files(forged, uri, path)
+    with unchanged(uri), pytest.raises(lt.VerificationError) as caught:
+        lt.commit(job, [forged, b])
+    stem = Path(path).parent.name
+    assert stem in caught.value.message
+    lt.commit(job, [a, b])
+
+
+def test_results_that_another_client_committed(uri: str, appended) -> None:
+    """The files came into the dataset since the job was prepared: no one has tampered with them."""
+    job, results = appended
+    fragments = [lance.FragmentMetadata.from_json(f) for r in results for f in r.fragments]
+    lance.LanceDataset.commit(uri, lance.LanceOperation.Append(fragments), read_version=1)
+    with unchanged(uri), pytest.raises(lt.ConflictError, match="by another commit") as caught:
+        lt.commit(job, results)
+    assert files_of(results[0])[0]["path"] in caught.value.message
+    assert lance.dataset(uri).count_rows() == 170
+
+
 @pytest.mark.parametrize("case", ["append"], indirect=True)
 def test_file_changed_after_execute(case) -> None:
     """A file that was cut short since is no longer what the result says."""

@@ -224,8 +224,11 @@ def test_commit_of_segments_that_pylance_built(
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "aborted"])
 @pytest.mark.parametrize("index_type", ["BTREE", "INVERTED", "IVF_FLAT", "IVF_PQ"])
 def test_merge_of_segments_that_pylance_built(uri: str, index_type: str, committed: bool) -> None:
-    """Shared models are what makes segments of both one. pylance leaves full-text segments unfinished,
-    and the merge finishes them: what the adopted result lists is there no more, other files are."""
+    """Shared models are what makes segments of both one.
+
+    pylance leaves full-text segments unfinished, and the merge finishes them: what the adopted
+    result lists is there no more, other files are.
+    """
     kind = KINDS[index_type]
     write(uri)
     shared = model(kind)
@@ -247,6 +250,27 @@ def test_merge_of_segments_that_pylance_built(uri: str, index_type: str, committ
     lt.abort(job, results)
     assert index_folders(uri) == referenced(uri)
     kind.check(uri)
+
+
+@pytest.mark.parametrize("ended", ["committed", "aborted"])
+@pytest.mark.parametrize("index_type", ["BTREE", "INVERTED", "IVF_FLAT", "IVF_PQ"])
+def test_a_late_merge(uri: str, index_type: str, ended: str) -> None:
+    """What it was to merge has been used up: it says so, and leaves nothing behind."""
+    kind = KINDS[index_type]
+    write(uri)
+    job = lt.prepare(kind.spec(uri, merge=True))
+    results = finish(job)
+    (merge,) = lt.plan(job, [r for r in results if r.task_id != results[-1].task_id])
+    if ended == "committed":
+        lt.commit(job, results)
+    else:
+        lt.abort(job, results)
+    with unchanged(uri), pytest.raises(lt.RetryableConflictError, match="is gone") as caught:
+        lt.execute(merge)
+    assert (caught.value.retry_class, caught.value.task_id) == ("replan", merge.id)
+    if ended == "committed":
+        assert lt.commit(job, results).already_committed
+        kind.check(uri)
 
 
 def test_abort_keeps_what_a_version_in_between_needs(uri: str) -> None:

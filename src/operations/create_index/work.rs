@@ -266,7 +266,16 @@ impl IndexWork {
 /// Why a merge failed. A commit of the job, or an abort, removes the segments that were to be merged:
 /// an attempt that comes later cannot be repeated, and the job is over or has to begin again.
 async fn used_up(cx: &Running, task: &Task, segments: &[IndexMetadata], error: Error) -> Error {
-    if error.code() != ErrorCode::NotFound {
+    // Lance has many words for a file that is missing, but none of these.
+    let other = matches!(
+        error.code(),
+        ErrorCode::Io
+            | ErrorCode::Credentials
+            | ErrorCode::Cancelled
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::BudgetExceeded
+    );
+    if other {
         return error;
     }
     let files: Vec<WrittenFile> = segments.iter().flat_map(segments::files).collect();
