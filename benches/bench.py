@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import abi
+import blobs
 import descriptors
 import index
 import jobs
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Settings], Section]] = {
     "small": small.run,
     "jobs": jobs.run,
     "index": index.run,
+    "blobs": blobs.run,
     "descriptors": descriptors.run,
     "start": start.run,
     "abi": abi.run,

@@ -134,6 +134,15 @@ def test_exactly_once(uri: str, tmp_path: Path) -> None:
     assert lt.abort(job, []).files_removed == 0
 
 
+def test_an_overwrite_in_between(uri: str, tmp_path: Path) -> None:
+    make_dataset(uri)
+    job = lt.prepare(lt.AddBases(uri, base(tmp_path, 1)))
+    lance.write_dataset(numbers(10), uri, mode="overwrite")
+    assert lt.commit(job, []).version == 3
+    assert bases(uri).keys() == {1}
+    assert_same(read(uri), numbers(10))
+
+
 def test_committed_by_two_processes(uri: str, tmp_path: Path) -> None:
     make_dataset(uri)
     job = lt.prepare(lt.AddBases(uri, base(tmp_path, 1)))

@@ -239,21 +239,50 @@ def test_branches(uri: str) -> None:
     check_contents(uri, before, [5])
 
 
-def test_branches_cleaned_as_well(uri: str) -> None:
+def make_branch(uri: str) -> tuple[lance.LanceDataset, pa.Table]:
+    """A branch from version 1 whose newest version needs no file of version 1; and its rows."""
     make_versions(uri, 1)
     branch = lance.dataset(uri).create_branch("dev")
-    always = {"lance.auto_cleanup.interval": "1", "lance.auto_cleanup.older_than": "0s"}
-    branch.update_config(always)
     for n in range(3):
-        lance.write_dataset(numbers(10, n), branch, mode="overwrite", auto_cleanup_options=None)
+        branch = lance.write_dataset(numbers(10, n), branch, mode="overwrite")
     make_versions(uri, 1)
-    expected = numbers(10, 2)
-    options = {"older_than": ALL, "clean_referenced_branches": True}
+    return branch, numbers(10, 2)
+
+
+def test_a_version_that_its_branch_needs_no_more(uri: str) -> None:
+    branch, expected = make_branch(uri)
+    before = contents(uri)
+    lt.run(lt.Cleanup(uri, older_than=ALL))
+    check_contents(uri, before, [1, 2])
+    branch.cleanup_old_versions(timedelta(microseconds=1))
+    as_pylance(
+        uri,
+        lambda twin: twin.cleanup_old_versions(timedelta(microseconds=1)),
+        older_than=ALL,
+    )
+    check_contents(uri, before, [2])
+    assert_same(lance.dataset(uri).checkout_version(("dev", None)).to_table(), expected)
+
+
+def test_branches_cleaned_as_well(uri: str) -> None:
+    """As the branch's own configuration says, of each 5th version or 6th."""
+    branch, expected = make_branch(uri)
+    off = {"lance.auto_cleanup.interval": "5", "lance.auto_cleanup.older_than": "1000d"}
+    branch.update_config(off)
+    config = {**off, "lance.auto_cleanup.older_than": "0s", "lance.auto_cleanup.interval": "6"}
+    branch = lance.dataset(uri).checkout_version(("dev", None))
+    assert branch.version == 5
+    options = {"older_than": ALL, "clean_referenced_branches": True, "delete_unverified": True}
     report = survey(lt.Cleanup(uri, **options))
     assert report["branches"] == [{"name": "dev", "version": 1, "cleaned": True}]
     check_removes_what_it_lists(uri, **options)
+    assert versions(uri) == [1, 2]
+    branch.update_config(config)
+    check_removes_what_it_lists(uri, **options)
     assert versions(uri) == [2]
-    assert_same(lance.dataset(uri).checkout_version(("dev", None)).to_table(), expected)
+    branch = lance.dataset(uri).checkout_version(("dev", None))
+    assert [version["version"] for version in branch.versions()] == [6]
+    assert_same(branch.to_table(), expected)
 
 
 def test_a_detached_version_is_kept(uri: str) -> None:

@@ -94,22 +94,14 @@ impl Policy {
         Some(self.versions.as_ref()?.iter().copied().collect())
     }
 
-    /// The versions that may go when those that branches stand on are kept as a whole: Lance by itself
-    /// keeps no more of them than the branches need. `None` = any.
-    pub async fn within(
-        &self,
-        dataset: &Dataset,
-        standing: &[(String, u64)],
-    ) -> Result<Option<HashSet<u64>>> {
-        if self.clean_referenced_branches || standing.is_empty() {
-            return Ok(None);
-        }
+    /// The versions that may go where some are kept.
+    pub async fn without(&self, dataset: &Dataset, kept: &HashSet<u64>) -> Result<HashSet<u64>> {
         let mut within = match self.named() {
             Some(named) => named,
             None => dataset.version_refs().await?.into_iter().map(|found| found.version).collect(),
         };
-        within.retain(|version| standing.iter().all(|(_, kept)| kept != version));
-        Ok(Some(within))
+        within.retain(|version| !kept.contains(version));
+        Ok(within)
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::cleanup::{CleanupExplanation, CleanupOperation};
+use lance::dataset::cleanup::{CleanupExplanation, CleanupFileKind};
 use lance_table::format::BasePath;
+use lance_table::io::commit::ManifestNamingScheme;
 
 use super::files::{Found, list};
 use super::leftovers::leftovers;
@@ -63,23 +64,20 @@ impl Survey {
     pub async fn make(cx: &Running, uri: &str, dataset: &Dataset, policy: &Policy) -> Result<Self> {
         let holders = holders(dataset).await?;
         let standing = standing(dataset).await?;
-        let within = policy.within(dataset, &standing).await?;
-        let operation = policy.operation(dataset, within.as_ref())?;
-        let operation = operation.with_max_candidate_files(usize::MAX);
-        let explained = explain(&operation).await?;
         let root = dataset.branch_location().path;
-        let mut lance = Vec::new();
-        let mut expired = HashSet::new();
-        for file in &explained.candidate_files {
-            let path = file.path.strip_prefix(root.as_ref()).unwrap_or(&file.path);
-            let path = path.trim_start_matches('/').to_owned();
-            let kind = Kind::of(file.kind, &path);
-            if kind == Kind::Manifest {
-                expired.insert(file.path.clone());
+        let mut within = None;
+        let mut explained = explain(policy, dataset, None).await?;
+        if !policy.clean_referenced_branches {
+            // Lance keeps a version that a branch needs, but not all that is the version's.
+            let going = going(&explained, root.as_ref());
+            let kept = standing.iter().map(|(_, version)| *version);
+            let kept: HashSet<u64> = kept.filter(|version| !going.contains(version)).collect();
+            if !kept.is_empty() {
+                within = Some(policy.without(dataset, &kept).await?);
+                explained = explain(policy, dataset, within.as_ref()).await?;
             }
-            let (size, unverified) = (file.size_bytes, file.unverified);
-            lance.push(File { path, base: None, kind, size, unverified });
         }
+        let (lance, expired) = candidates(&explained, root.as_ref());
         let references = References::read(cx, uri, dataset, &expired).await?;
         check(uri, &lance, &references, policy)?;
         let (in_bases, skipped) = in_bases(cx, &references).await?;
@@ -128,8 +126,41 @@ impl Survey {
     }
 }
 
-async fn explain(operation: &CleanupOperation<'_>) -> Result<CleanupExplanation> {
-    operation.explain().await.map_err(Error::from)
+async fn explain(
+    policy: &Policy,
+    dataset: &Dataset,
+    within: Option<&HashSet<u64>>,
+) -> Result<CleanupExplanation> {
+    let operation = policy.operation(dataset, within)?.with_max_candidate_files(usize::MAX);
+    Ok(operation.explain().await?)
+}
+
+/// Lance's list, with paths relative to the dataset's root; and the manifests among it by their paths.
+fn candidates(explained: &CleanupExplanation, root: &str) -> (Vec<File>, HashSet<String>) {
+    let mut expired = HashSet::new();
+    let files = explained.candidate_files.iter().map(|file| {
+        let path = relative(&file.path, root).to_owned();
+        let kind = Kind::of(file.kind, &path);
+        if kind == Kind::Manifest {
+            expired.insert(file.path.clone());
+        }
+        File { path, base: None, kind, size: file.size_bytes, unverified: file.unverified }
+    });
+    (files.collect(), expired)
+}
+
+/// The dataset's own versions that Lance would remove.
+fn going(explained: &CleanupExplanation, root: &str) -> HashSet<u64> {
+    let manifests =
+        explained.candidate_files.iter().filter(|file| file.kind == CleanupFileKind::Manifest);
+    let names = manifests.filter_map(|f| relative(&f.path, root).strip_prefix("_versions/"));
+    names
+        .filter_map(|name| ManifestNamingScheme::detect_scheme(name)?.parse_version(name))
+        .collect()
+}
+
+fn relative<'a>(path: &'a str, root: &str) -> &'a str {
+    path.strip_prefix(root).unwrap_or(path).trim_start_matches('/')
 }
 
 /// Tags and branches: what keeps a version beside its age.
