@@ -37,10 +37,10 @@ pub(crate) use abort::abort;
 use abort::remove_spent;
 use files::check_files;
 pub(crate) use guard::Concurrency;
-pub(crate) use owned::beside;
 use guard::{Capture, ExactlyOnce, Guard};
 use history::{History, TaskSet};
 use outcome::{nothing, outcome, summary};
+pub(crate) use owned::beside;
 
 /// How often a commit is tried against others that come in between.
 const TRIES: u32 = 3;

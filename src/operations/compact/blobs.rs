@@ -11,14 +11,16 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::optimize::{CompactionOptions, RewriteResult};
+use lance::dataset::optimize::{CompactionMetrics, CompactionOptions, RewriteResult};
 use lance::dataset::{WriteMode, WriteParams};
 use lance::deps::datafusion::physical_plan::SendableRecordBatchStream;
+use lance::index::DatasetIndexExt;
 use lance_arrow::FieldExt;
 use lance_core::ROW_ADDR;
 use lance_core::datatypes::Schema as LanceSchema;
 use lance_file::version::ConcreteFileVersion;
 use lance_table::format::{DataFile, Fragment};
+use roaring::RoaringTreemap;
 
 use crate::blob::copy::{Copier, Lying, Origins, Stored};
 use crate::blob::fields::{Leaf, any, is_blob, leaves, prepared_schema};
@@ -50,8 +52,9 @@ fn narrowed(dataset: &Dataset, schema: &LanceSchema) -> Dataset {
 }
 
 impl Split {
-    /// `None` where Lance's own compaction is to do it: there are no blobs, or only blobs, or some lie in
-    /// files of a version before 2.2, or would.
+    /// `None` where Lance's own compaction is to do it: there are no blobs, or some lie in files of a
+    /// version before 2.2, or would; or there is nothing else on stable row ids, which Lance carries over
+    /// with the other columns.
     pub fn of(dataset: &Dataset, fragments: &[Fragment], to: ConcreteFileVersion) -> Option<Self> {
         let holds =
             |version| matches!(version, ConcreteFileVersion::V2_2 | ConcreteFileVersion::V2_3);
@@ -59,7 +62,8 @@ impl Split {
         let arrow = Schema::from(schema);
         let (blobs, rest): (Vec<_>, Vec<_>) =
             schema.fields.iter().zip(arrow.fields()).partition(|(_, field)| any(field, &is_blob));
-        if blobs.is_empty() || rest.is_empty() || !holds(to) {
+        let alone = rest.is_empty() && dataset.manifest.uses_stable_row_ids();
+        if blobs.is_empty() || alone || !holds(to) {
             return None;
         }
         let part = |fields: Vec<(&lance_core::datatypes::Field, _)>| LanceSchema {
@@ -81,9 +85,49 @@ impl Split {
         self.blobs.fields_pre_order().filter(|f| f.is_blob_v2()).map(|f| f.id).collect()
     }
 
-    /// The dataset that Lance is to compact.
-    pub fn rest(&self, dataset: &Dataset) -> Dataset {
-        narrowed(dataset, &self.rest)
+    /// The dataset that Lance is to compact; `None` where all columns are blobs.
+    pub fn rest(&self, dataset: &Dataset) -> Option<Dataset> {
+        (!self.rest.fields.is_empty()).then(|| narrowed(dataset, &self.rest))
+    }
+
+    /// What Lance would say of a rewrite of no columns, cut as Lance cuts it.
+    pub async fn of_nothing(
+        &self,
+        dataset: &Dataset,
+        fragments: &[Fragment],
+        options: &CompactionOptions,
+    ) -> Result<RewriteResult> {
+        let live: usize = fragments.iter().filter_map(Fragment::num_rows).sum();
+        let count = (live / options.target_rows_per_fragment.max(1)).max(1);
+        let rows = |nth| live / count + usize::from(nth < live % count);
+        let new = |nth| Fragment { physical_rows: Some(rows(nth)), ..Fragment::new(0) };
+        let new_fragments: Vec<_> = (0..count).filter(|nth| rows(*nth) > 0).map(new).collect();
+        let mut row_addrs = None;
+        if options.defer_index_remap || !dataset.load_indices().await?.is_empty() {
+            let mut live = RoaringTreemap::new();
+            let mut scan = dataset.scan();
+            scan.project::<&str>(&[])?.with_row_address().with_fragments(fragments.to_vec());
+            let mut batches = scan.try_into_stream().await?;
+            while let Some(batch) = batches.try_next().await? {
+                live.extend(addresses(&batch)?);
+            }
+            let mut bytes = Vec::with_capacity(live.serialized_size());
+            live.serialize_into(&mut bytes)?;
+            row_addrs = Some(bytes);
+        }
+        let files = |f: &Fragment| f.files.len() + usize::from(f.deletion_file.is_some());
+        Ok(RewriteResult {
+            metrics: CompactionMetrics {
+                fragments_removed: fragments.len(),
+                fragments_added: new_fragments.len(),
+                files_removed: fragments.iter().map(files).sum(),
+                files_added: 0,
+            },
+            new_fragments,
+            read_version: dataset.manifest.version,
+            original_fragments: fragments.to_vec(),
+            row_addrs,
+        })
     }
 
     /// Give the new fragments of a rewrite their blobs; answers with the payloads' files.
@@ -109,6 +153,7 @@ impl Split {
             rows,
         };
         let files = self.files(cx, task, dataset, options, blobs.prepared.clone()).await?;
+        rewrite.metrics.files_added += rewrite.new_fragments.len();
         blobs.write(cx, &files, &mut rewrite.new_fragments).await
     }
 

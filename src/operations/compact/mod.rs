@@ -295,26 +295,40 @@ impl Operation for Compact {
         let dataset = cx.open(&task.uri, task.pin()).await?;
         let fragments = fragments(&dataset, &work.fragments)?;
         let mut options = work.options.lance(Default::default())?;
-        let mut marked = cx.marks().dataset(&dataset).await?;
+        let marked = cx.marks().dataset(&dataset).await?;
         let memory = Self::memory(cx, task, work);
         let split = match options.compaction_mode {
             // Lance says itself that it cannot.
             Some(CompactionMode::ForceBinaryCopy) => None,
             _ => Split::of(&dataset, &fragments, write_version(&dataset, &options)),
         };
-        if let Some(split) = &split {
-            marked = split.rest(&marked);
-            options.compaction_mode = Some(CompactionMode::Reencode);
-        } else if let Some(rows) = batch_size(&dataset, &fragments, memory / 4).await? {
-            options.batch_size = Some(options.batch_size.map_or(rows, |given| given.min(rows)));
+        match &split {
+            Some(_) => options.compaction_mode = Some(CompactionMode::Reencode),
+            None => {
+                if let Some(rows) = batch_size(&dataset, &fragments, memory / 4).await? {
+                    options.batch_size =
+                        Some(options.batch_size.map_or(rows, |given| given.min(rows)));
+                }
+            }
         }
-        let lance_task = CompactionTask {
-            task: TaskData { fragments: fragments.clone() },
-            read_version: task.read_version,
-            options: options.clone(),
+        let rest = match &split {
+            Some(split) => split.rest(&marked),
+            None => Some(marked),
         };
-        let mut result: RewriteResult = lance_task.execute(&marked).await?;
-        cx.marks().mark().fragments(&mut result.new_fragments);
+        let mut result = match (&split, rest) {
+            (Some(split), None) => split.of_nothing(&dataset, &fragments, &options).await?,
+            (None, None) => return Err(Error::internal("nothing to compact")),
+            (_, Some(rest)) => {
+                let lance_task = CompactionTask {
+                    task: TaskData { fragments: fragments.clone() },
+                    read_version: task.read_version,
+                    options: options.clone(),
+                };
+                let mut result = lance_task.execute(&rest).await?;
+                cx.marks().mark().fragments(&mut result.new_fragments);
+                result
+            }
+        };
         let Some(split) = split else {
             let mut made = produced(cx, task, &dataset, result).await?;
             if work.blobs {
