@@ -225,7 +225,10 @@ typedef struct LanceTasksCallOptions {
     uint32_t flags;
     /**
      * A JSON object of strings, Lance's storage options (credentials, endpoint, region). Kept for the
-     * call only; never stored in a descriptor or result, never logged.
+     * call only; never stored in a descriptor or result, never logged. A name of the form
+     * `base:<path>:<option>` is an option of the one base that is registered under this path (which
+     * may have colons itself); a base with options of its own has these and no others, the rest have
+     * those without a prefix. A path that is no registered base is `LANCE_TASKS_INVALID_ARGUMENT`.
      */
     const uint8_t *storage_options;
     size_t storage_options_len;
