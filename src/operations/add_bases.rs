@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::write::{Base, base_path};
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
 use crate::commit::{Applied, Committing};
-use crate::dataset::{base_location, normalize, not_found};
+use crate::dataset::{Bases, base_location, normalize, not_found};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{Input, Running};
 use crate::job::Job;
@@ -110,6 +110,11 @@ impl Operation for AddBases {
         _result: &TaskResult,
     ) -> Result<()> {
         Err(Error::new(ErrorCode::Verification, "adding bases has no tasks"))
+    }
+
+    /// Whoever adds a base may have its storage options already.
+    fn bases(state: &AddBasesState) -> Bases {
+        state.bases.iter().map(|base| (base.id, base_path(base))).collect()
     }
 
     async fn commit(

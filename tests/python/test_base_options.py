@@ -294,6 +294,38 @@ def test_external_blobs_in_a_base(ours: Account, theirs: Account, mode: str) -> 
     assert ours.refusals == theirs.refusals == 0
 
 
+# Other operations
+
+
+def test_a_base_is_added_with_its_options(ours: Account, theirs: Account, base: dict) -> None:
+    """Whoever adds a base may hand in its options with all calls."""
+    o = both(ours, theirs)
+    lt.run(lt.Write(ours.uri()), data=numbers(20), storage_options=ours.options)
+    lt.run(lt.AddBases(ours.uri(), [base]), **o)
+    lt.run(lt.Write(ours.uri(), mode="append", target_bases=["theirs"]), data=numbers(9, 20), **o)
+    assert_same(opened(ours, theirs).to_table(), numbers(29))
+    assert ours.refusals == theirs.refusals == 0
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["by path", "by id"])
+def test_cleanup_in_a_base(ours: Account, theirs: Account, base: dict, by_id: bool) -> None:
+    """What removed versions had there goes, blobs too, by the credentials of that account."""
+    o = both(ours, theirs)
+    if by_id:
+        scoped = {f"base_3.{key}": value for key, value in theirs.options.items()}
+        o = {"storage_options": ours.options | scoped}
+    contents = [b"a" * 40, b"b" * 700, b"c" * 3000]
+    spec = lt.Write(ours.uri(), initial_bases=[base], target_bases=["theirs"])
+    lt.run(spec, data=films(contents), **o)
+    lt.run(lt.Write(ours.uri(), mode="overwrite", target_bases=["theirs"]), data=films([b"d"]), **o)
+    assert len(data_files(theirs)) == 2
+    lt.run(lt.Cleanup(ours.uri(), retain_versions=1), **o)
+    assert len(data_files(theirs)) == 1
+    assert [path for path in theirs.bucket.files() if path.endswith(".blob")] == []
+    assert opened(ours, theirs).count_rows() == 1
+    assert ours.refusals == theirs.refusals == 0
+
+
 # What is wrong
 
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use futures::TryStreamExt;
+use lance_table::format::BasePath;
 
 use crate::dataset::{join, local_folder};
 use crate::error::{Error, ErrorCode, Result};
@@ -18,8 +19,22 @@ pub(super) struct Found {
     pub modified: SystemTime,
 }
 
-/// All files in a folder below a location; none where there is no such folder.
-pub(super) async fn list(cx: &Running, location: &str, folder: &str) -> Result<Vec<Found>> {
+/// All files in a folder below the dataset's location; none where there is no such folder.
+pub(super) async fn list(cx: &Running, uri: &str, folder: &str) -> Result<Vec<Found>> {
+    list_at(cx, uri, None, folder).await
+}
+
+/// The same of a base.
+pub(super) async fn list_base(cx: &Running, base: &BasePath, folder: &str) -> Result<Vec<Found>> {
+    list_at(cx, &base.path, Some(base), folder).await
+}
+
+async fn list_at(
+    cx: &Running,
+    location: &str,
+    base: Option<&BasePath>,
+    folder: &str,
+) -> Result<Vec<Found>> {
     if let Some(root) = local_folder(location) {
         let (place, folder) = (format!("{location}/{folder}"), folder.to_owned());
         return tokio::task::spawn_blocking(move || {
@@ -30,7 +45,11 @@ pub(super) async fn list(cx: &Running, location: &str, folder: &str) -> Result<V
         .map_err(|e| Error::internal(format!("listing: {e}")))?
         .map_err(|e| Error::new(ErrorCode::Io, format!("{place}: {e}")));
     }
-    let (store, root) = cx.datasets().store(location, &cx.call.storage_options).await?;
+    let (datasets, options) = (cx.datasets(), &cx.call.storage_options);
+    let (store, root) = match base {
+        Some(base) => datasets.base_store(base, options).await?,
+        None => datasets.store(location, options).await?,
+    };
     let mut objects = store.inner.list(Some(&join(&root, folder)));
     let mut found = Vec::new();
     loop {

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use super::{Metrics, NewWork, Operation, Prepared, Preparing, Produced};
 use crate::commit::{Applied, Committing};
-use crate::dataset::Bases;
+use crate::dataset::{Bases, bases_of};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::{EventKind, Input, Running};
 use crate::job::Job;
@@ -194,7 +194,7 @@ async fn remove(
 ) -> Result<()> {
     let in_bases = survey.in_bases.iter();
     let based = in_bases.filter_map(|file| Some((file.base.as_ref()?, &file.path, file.size)));
-    let (bases, files) = addressed(based);
+    let (bases, files) = addressed(based, &bases_of(dataset));
     delete(cx, uri, policy, files, &bases).await?;
     let stats = policy.operation(dataset, survey.within.as_ref())?.execute().await?;
     if stats.failed_deletes > 0 {

@@ -10,12 +10,12 @@ use lance::dataset::cleanup::{CleanupExplanation, CleanupFileKind};
 use lance_table::format::BasePath;
 use lance_table::io::commit::ManifestNamingScheme;
 
-use super::files::{Found, list};
+use super::files::{Found, list_base};
 use super::leftovers::leftovers;
 use super::policy::Policy;
 use super::references::{InBase, References};
 use super::report::{Branch, File, Kind, Report, SkippedBase, ranges};
-use crate::dataset::Bases;
+use crate::dataset::{Bases, base_location, bases_of};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 use crate::result::WrittenFile;
@@ -80,7 +80,7 @@ impl Survey {
         let (lance, expired) = candidates(&explained, root.as_ref());
         let references = References::read(cx, uri, dataset, &expired).await?;
         check(uri, &lance, &references, policy)?;
-        let (in_bases, skipped) = in_bases(cx, &references).await?;
+        let (in_bases, skipped) = in_bases(cx, &references, &bases_of(dataset)).await?;
         let known: HashSet<&str> = lance.iter().map(|file| file.path.as_str()).collect();
         let unverified = Unverified::new(policy);
         let leftovers = leftovers(cx, uri, &references, unverified, &known).await?;
@@ -218,12 +218,16 @@ fn check(uri: &str, files: &[File], references: &References, policy: &Policy) ->
 
 /// Files of removed versions in other bases. Only these are certainly the dataset's own: a base may hold
 /// what others have put there, and what is not committed yet.
-async fn in_bases(cx: &Running, references: &References) -> Result<(Vec<File>, Vec<SkippedBase>)> {
+async fn in_bases(
+    cx: &Running,
+    references: &References,
+    registered: &Bases,
+) -> Result<(Vec<File>, Vec<SkippedBase>)> {
     let files: Vec<&InBase> = references.in_bases().collect();
     if files.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
-    if let Some(reason) = shared(cx, references).await? {
+    if let Some(reason) = shared(cx, references, registered).await? {
         let bases: BTreeSet<&String> = files.iter().map(|file| &file.base).collect();
         let skipped = bases.into_iter().map(|base| SkippedBase {
             path: base.clone(),
@@ -231,7 +235,8 @@ async fn in_bases(cx: &Running, references: &References) -> Result<(Vec<File>, V
         });
         return Ok((Vec::new(), skipped.collect()));
     }
-    let (bases, written) = addressed(files.iter().map(|file| (&file.base, &file.path, 0)));
+    let (bases, written) =
+        addressed(files.iter().map(|file| (&file.base, &file.path, 0)), registered);
     let options = &cx.call.storage_options;
     let sizes = cx.datasets().sizes("", options, &written, &bases).await?;
     let mut found: Vec<File> = files
@@ -242,7 +247,7 @@ async fn in_bases(cx: &Running, references: &References) -> Result<(Vec<File>, V
     let with_blobs: Vec<InBase> =
         files.into_iter().filter(|file| file.blobs && !references.managed).cloned().collect();
     let sidecars: Vec<Vec<File>> = futures::stream::iter(with_blobs)
-        .map(|file| sidecars(cx, file))
+        .map(|file| sidecars(cx, file, registered))
         .buffered(PARALLEL)
         .try_collect()
         .await?;
@@ -251,9 +256,10 @@ async fn in_bases(cx: &Running, references: &References) -> Result<(Vec<File>, V
 }
 
 /// The blobs beside a data file.
-async fn sidecars(cx: &Running, file: InBase) -> Result<Vec<File>> {
+async fn sidecars(cx: &Running, file: InBase, registered: &Bases) -> Result<Vec<File>> {
     let folder = file.path.trim_end_matches(".lance");
-    let beside = list(cx, &file.base, folder).await?.into_iter();
+    let base = base_at(&file.base, registered, 0);
+    let beside = list_base(cx, &base, folder).await?.into_iter();
     let beside = beside.filter(|found| is_sidecar(&found.path, folder));
     Ok(beside.map(|found| file.file(found.path, Kind::BlobSidecar, found.size)).collect())
 }
@@ -273,12 +279,16 @@ fn is_sidecar(path: &str, folder: &str) -> bool {
 }
 
 /// Whether files in bases may be another dataset's: then what the dataset is.
-async fn shared(cx: &Running, references: &References) -> Result<Option<&'static str>> {
+async fn shared(
+    cx: &Running,
+    references: &References,
+    registered: &Bases,
+) -> Result<Option<&'static str>> {
     if references.shared.is_some() {
         return Ok(references.shared);
     }
     for root in &references.roots {
-        if !list(cx, root, "_versions").await?.is_empty() {
+        if !list_base(cx, &base_at(root, registered, 0), "_versions").await?.is_empty() {
             return Ok(Some("over the files of another dataset"));
         }
     }
@@ -288,19 +298,28 @@ async fn shared(cx: &Running, references: &References) -> Result<Option<&'static
 /// Files by their bases' locations, as the store's helpers take them.
 pub(super) fn addressed<'a>(
     files: impl Iterator<Item = (&'a String, &'a String, u64)>,
+    registered: &Bases,
 ) -> (Bases, Vec<WrittenFile>) {
-    let mut ids: HashMap<&String, u32> = HashMap::new();
+    let mut bases: HashMap<&String, BasePath> = HashMap::new();
     let mut written = Vec::new();
     for (base, path, size) in files {
-        let next = ids.len() as u32;
-        let id = *ids.entry(base).or_insert(next);
-        written.push(WrittenFile { path: path.clone(), size, base: Some(id) });
+        let nth = bases.len() as u32;
+        let base = bases.entry(base).or_insert_with(|| base_at(base, registered, nth));
+        written.push(WrittenFile { path: path.clone(), size, base: Some(base.id) });
     }
-    let bases = ids.into_iter().map(|(path, id)| {
-        let path = path.clone();
-        (id, BasePath { id, name: None, is_dataset_root: false, path })
-    });
-    (bases.collect(), written)
+    (bases.into_values().map(|base| (base.id, base)).collect(), written)
+}
+
+/// The base at a location: by its id, as storage options may name it so. One that is not registered
+/// any more is given an id that none has, another one for each `nth`.
+fn base_at(location: &str, registered: &Bases, nth: u32) -> BasePath {
+    let found = registered.values().find(|base| base_location(&base.path) == location);
+    BasePath {
+        id: found.map_or(u32::MAX - nth, |base| base.id),
+        name: None,
+        is_dataset_root: false,
+        path: location.to_owned(),
+    }
 }
 
 #[cfg(test)]
