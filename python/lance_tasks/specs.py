@@ -337,7 +337,7 @@ class Cleanup(_Spec):
     """Remove old versions and the files that only they need, and what uncommitted work left behind.
 
     Files that a kept version refers to are never removed. The newest version, tagged versions, and
-    those that branches stand on are always kept. A cleanup makes no version: the outcome has the
+    those that branches still need are always kept. A cleanup makes no version: the outcome has the
     `version` that it was prepared on, and its `metrics` count what was removed, or with `dry_run`
     what would be: ``versions``, ``files`` and ``bytes``; of each kind (``data``, ``blob_sidecar``,
     ``managed_blob``, ``deletion``, ``index``, ``transaction``, ``manifest``, ``temporary``)
