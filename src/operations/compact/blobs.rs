@@ -134,11 +134,11 @@ impl Split {
         cx: &Running,
         task: &Task,
         dataset: &Arc<Dataset>,
-        fragments: &[Fragment],
         rewrite: &mut RewriteResult,
         options: &CompactionOptions,
         memory: u64,
     ) -> Result<Vec<WrittenFile>> {
+        let fragments = &rewrite.original_fragments;
         let schema: SchemaRef = Arc::new(Schema::from(&self.blobs));
         let ids = self.field_ids();
         let origins = Origins::of(cx, &task.uri, dataset, fragments, &ids).await?;
@@ -308,10 +308,10 @@ impl Rows<'_> {
             for (values, id) in values.iter().zip(self.ids) {
                 let column = Stored::new(values, *id, &addresses)?;
                 for at in 0..column.len() {
-                    if let Some(lying) = column.lying(self.origins, at)? {
-                        if !all.insert(lying) {
-                            shared.insert(lying.size);
-                        }
+                    if let Some(lying) = column.lying(self.origins, at)?
+                        && !all.insert(lying)
+                    {
+                        shared.insert(lying.size);
                     }
                 }
             }

@@ -183,8 +183,7 @@ impl Operation for Compact {
             }
             return Ok(made);
         };
-        let sidecars =
-            split.add(cx, task, &dataset, &fragments, &mut result, &options, memory).await?;
+        let sidecars = split.add(cx, task, &dataset, &mut result, &options, memory).await?;
         // Lance describes a rewrite's fragments as they were; blobs are part of them again.
         let mut made = produced(cx, task, &dataset, result).await?;
         made.bytes_written += sidecars.iter().map(|f| f.size).sum::<u64>();
