@@ -370,7 +370,7 @@ class Cleanup(_Spec):
     """Remove old versions and the files that only they need, and what uncommitted work left behind.
 
     Files that a kept version refers to are never removed. The newest version, tagged versions, and
-    those that branches stand on are always kept. A cleanup makes no version: the outcome has the
+    those that branches still need are always kept. A cleanup makes no version: the outcome has the
     `version` that it was prepared on, and its `metrics` count what was removed, or with `dry_run`
     what would be: ``versions``, ``files`` and ``bytes``; of each kind (``data``, ``blob_sidecar``,
     ``managed_blob``, ``deletion``, ``index``, ``transaction``, ``manifest``, ``temporary``)
@@ -479,7 +479,7 @@ class TakeBlobs(_Spec):
         version: the dataset's version; default: the newest at prepare.
         max_rows_per_task: keys of a task at most; default 8,192.
         max_bytes_per_batch: bytes of a batch at most, where a single blob does not have more;
-            default 64 MiB, or what the executor's memory budget allows.
+            default 16 MiB, or what the executor's memory budget allows.
     """
 
     operation: ClassVar[str] = "take_blobs"

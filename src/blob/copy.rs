@@ -194,8 +194,8 @@ impl<'a> Stored<'a> {
 pub(crate) struct Copier<'a> {
     pub origins: &'a Origins,
     pub sidecars: Sidecars,
-    /// How many rows share each payload.
-    pub shared: &'a HashMap<Lying, u32>,
+    /// The sizes of payloads that rows share.
+    sizes: &'a HashSet<u64>,
     pub waiting: &'a Waiting,
     copied: HashMap<Lying, BlobDescriptor>,
     /// Shared payloads by their bytes: the same may lie in several files.
@@ -205,12 +205,12 @@ pub(crate) struct Copier<'a> {
 impl<'a> Copier<'a> {
     pub fn new(
         origins: &'a Origins,
-        shared: &'a HashMap<Lying, u32>,
+        sizes: &'a HashSet<u64>,
         waiting: &'a Waiting,
         sidecars: Sidecars,
     ) -> Self {
         let (copied, same) = (HashMap::new(), HashMap::new());
-        Self { origins, sidecars, shared, waiting, copied, same }
+        Self { origins, sidecars, sizes, waiting, copied, same }
     }
 
     /// How many rows can be copied with at most `enough` bytes in memory, at least one.
@@ -313,8 +313,9 @@ impl<'a> Copier<'a> {
         Ok(inline)
     }
 
+    /// Whether rows share the payload, or may: another of its size is shared.
     fn is_shared(&self, lying: &Lying) -> bool {
-        self.shared.get(lying).is_some_and(|rows| *rows > 1)
+        self.sizes.contains(&lying.size)
     }
 
     fn too_large(&self, leaf: &Leaf, bytes: u64) -> Error {

@@ -10,6 +10,7 @@ use lance_arrow::{
     BLOB_V2_EXT_NAME, FieldExt,
 };
 use lance_core::datatypes::{BLOB_V2_LOGICAL_MINIMAL_FIELDS, BLOB_V2_PREPARED_TYPE};
+use lance_file::version::ConcreteFileVersion;
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -33,6 +34,11 @@ static INPUT: LazyLock<Fields> = LazyLock::new(|| {
     ]
     .into()
 });
+
+/// Whether files of a version hold blobs.
+pub(crate) fn supports(version: ConcreteFileVersion) -> bool {
+    matches!(version, ConcreteFileVersion::V2_2 | ConcreteFileVersion::V2_3)
+}
 
 pub(crate) fn is_blob(field: &Field) -> bool {
     field.is_blob_v2()

@@ -60,7 +60,7 @@ pub(crate) async fn references(
     let schema = Schema::from(dataset.schema());
     let blobs: Vec<_> = schema.fields().iter().filter(|f| any(f, &is_blob)).cloned().collect();
     let mut new = dataset.manifest.fragments.as_ref().clone();
-    new.retain(|f| f.files.iter().fold(false, |new, file| seen.insert(file.path.clone()) || new));
+    new.retain(|f| f.files.iter().filter(|file| seen.insert(file.path.clone())).count() > 0);
     if blobs.is_empty() || new.is_empty() {
         return Ok(());
     }

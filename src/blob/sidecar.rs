@@ -48,7 +48,6 @@ pub(crate) struct Beside {
 pub(crate) type Payload = (Bytes, Held);
 
 /// What a file of its own is made of.
-
 pub(crate) enum Source {
     Here(Payload),
     /// In an object, of which it is the whole; read piece by piece.

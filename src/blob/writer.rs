@@ -238,6 +238,13 @@ pub(crate) fn prepared(values: Vec<BlobDescriptor>) -> Result<ArrayRef> {
     Ok(builder.finish()?.into_parts().1)
 }
 
+/// A value that is an object, or a part of it: its position and size.
+struct Reference {
+    at: usize,
+    uri: String,
+    range: Option<(u64, u64)>,
+}
+
 /// One blob column of a batch.
 struct Column<'a> {
     blobs: &'a Blobs,
@@ -338,7 +345,7 @@ impl<'a> Column<'a> {
             if range.is_some_and(|(_, size)| size == 0) {
                 return Err(self.wrong(at, "the size of a part of an object is 0"));
             }
-            external.push((at, uris.value(at).to_owned(), range));
+            external.push(Reference { at, uri: uris.value(at).to_owned(), range });
             values.push(Value::Placed(BlobDescriptor::Null));
         }
         for (at, value) in self.external(external, memory).await? {
@@ -348,13 +355,9 @@ impl<'a> Column<'a> {
     }
 
     /// Look the objects at URIs up, several at once.
-    async fn external(
-        &self,
-        uris: Vec<(usize, String, Option<(u64, u64)>)>,
-        other: &Held,
-    ) -> Result<Vec<(usize, Value)>> {
+    async fn external(&self, uris: Vec<Reference>, other: &Held) -> Result<Vec<(usize, Value)>> {
         let externals = &self.blobs.externals;
-        let look = uris.into_iter().map(|(at, uri, range)| async move {
+        let look = uris.into_iter().map(|Reference { at, uri, range }| async move {
             let of = || format!("column {:?}, row {}", self.leaf().path, self.row(at));
             let found = externals.find(&uri, &of).await?;
             if let Some((position, size)) = range

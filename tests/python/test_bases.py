@@ -23,8 +23,8 @@ from support import (
     start_worker,
     unchanged,
 )
-from test_cleanup import ALL, blob_table, check_blobs, listed, survey
-from test_cleanup_leftovers import WEEK, age
+from test_cleanup import ALL, WEEK, age, listed, survey
+from test_cleanup_kinds import blob_table, check_blobs
 
 import lance_tasks as lt
 

@@ -13,22 +13,11 @@ import stores
 from cli_support import BIG, Cli, write_big_source
 from stores import Bucket, Proxy, Store
 from support import append_job, assert_same, files, make_dataset, numbers, read, unchanged
-from test_cleanup import ALL, check_removes_what_it_lists, listed, survey
+from test_cleanup import ALL, WEEK, age, check_removes_what_it_lists, listed, survey
 
 import lance_tasks as lt
 
-WEEK = 7 * 24 * 3600
 MARKED = "01" * 12 + "0123456789abcdef" * 2
-
-
-def age(root: Path, paths: set[str], seconds: float = WEEK + 60) -> None:
-    """Make files, and the folders that they are in, as old as that."""
-    then = time.time() - seconds
-    for path in paths:
-        place = root / path
-        while place != root:
-            os.utime(place, (then, then))
-            place = place.parent
 
 
 def folders(root: str) -> set[str]:

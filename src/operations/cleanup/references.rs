@@ -9,7 +9,7 @@ use lance_io::object_store::ObjectStore;
 use lance_table::format::{BasePath, Manifest};
 use lance_table::io::commit::{CommitHandler, ManifestLocation, commit_handler_from_url};
 use lance_table::io::deletion::relative_deletion_file_path;
-use lance_table::io::manifest::read_manifest;
+use lance_table::io::manifest::{read_manifest, read_manifest_indexes};
 use object_store::path::Path;
 
 use crate::dataset::{base_location, store_params};
@@ -24,6 +24,8 @@ const PARALLEL: usize = 16;
 pub(super) struct References {
     /// Keys of the data and deletion files and of the transactions that a kept version refers to.
     kept: HashSet<u128>,
+    /// Keys of the data and deletion files and of the folders of indexes that a removed one refers to.
+    gone: HashSet<u128>,
     /// Data files in other bases that removed versions refer to, by their keys.
     in_bases: BTreeMap<u128, InBase>,
     /// The versions to be removed, ascending; without those of branches.
@@ -78,6 +80,9 @@ impl References {
                 let Some((location, manifest)) = read else { continue };
                 let removed = expired.contains(location.path.as_ref());
                 references.add(&manifest, &lineage, removed);
+                if removed {
+                    references.add_indices(&store, &location, &manifest, &lineage).await?;
+                }
             }
         }
         references.removed.sort_unstable();
@@ -119,23 +124,51 @@ impl References {
                 let key = key(&base, &path);
                 if !removed {
                     self.kept.insert(key);
-                } else if lineage.own && file.base_id.is_some() && plain(&path) {
+                    continue;
+                }
+                self.gone.insert(key);
+                if lineage.own && file.base_id.is_some() && plain(&path) {
                     self.in_bases.insert(key, InBase { base, path, blobs });
                 }
             }
-            if let Some(file) = fragment.deletion_file.as_ref().filter(|_| !removed) {
+            if let Some(file) = &fragment.deletion_file {
                 let path = relative_deletion_file_path(fragment.id, file);
                 let base = file.base_id.and_then(|id| bases.get(&id));
                 let base =
                     base.map_or_else(|| lineage.uri.clone(), |base| base_location(&base.path));
-                self.kept.insert(key(&base, &path));
+                let files = if removed { &mut self.gone } else { &mut self.kept };
+                files.insert(key(&base, &path));
             }
+        }
+    }
+
+    async fn add_indices(
+        &mut self,
+        store: &ObjectStore,
+        location: &ManifestLocation,
+        manifest: &Manifest,
+        lineage: &Lineage,
+    ) -> Result<()> {
+        match read_manifest_indexes(store, location, manifest).await {
+            Ok(indices) => {
+                let folders = indices.iter().map(|index| format!("_indices/{}", index.uuid));
+                self.gone.extend(folders.map(|folder| key(&lineage.uri, &folder)));
+                Ok(())
+            }
+            // Another cleanup was quicker.
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(Error::from(error).context(&location.path)),
         }
     }
 
     /// Whether a kept version refers to a data or deletion file, or to a transaction.
     pub fn keeps(&self, location: &str, path: &str) -> bool {
         self.kept.contains(&key(location, path))
+    }
+
+    /// Whether a removed version referred to a data or deletion file, or to the folder of an index.
+    pub fn knew(&self, location: &str, path: &str) -> bool {
+        self.gone.contains(&key(location, path))
     }
 
     /// Data files in other bases that removed versions refer to, and no kept one.

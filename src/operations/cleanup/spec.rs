@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Remove old versions and the files that only they need, and what uncommitted work has left behind.
 ///
 /// Files that a kept version refers to are never removed; the newest version, tagged versions and those
-/// that branches stand on are always kept. A cleanup makes no version.
+/// that branches still need are always kept. A cleanup makes no version.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CleanupSpec {

@@ -77,13 +77,17 @@ impl Survey {
                 explained = explain(policy, dataset, within.as_ref()).await?;
             }
         }
-        let (lance, expired) = candidates(&explained, root.as_ref());
+        let (mut lance, expired) = candidates(&explained, root.as_ref());
         let references = References::read(cx, uri, dataset, &expired).await?;
         check(uri, &lance, &references, policy)?;
+        // To Lance, whatever is old enough is of no version.
+        for file in lance.iter_mut().filter(|file| file.unverified) {
+            file.unverified = !known(uri, file, &references);
+        }
         let (in_bases, skipped) = in_bases(cx, &references, &bases_of(dataset)).await?;
-        let known: HashSet<&str> = lance.iter().map(|file| file.path.as_str()).collect();
+        let listed: HashSet<&str> = lance.iter().map(|file| file.path.as_str()).collect();
         let unverified = Unverified::new(policy);
-        let leftovers = leftovers(cx, uri, &references, unverified, &known).await?;
+        let leftovers = leftovers(cx, uri, &references, unverified, &listed).await?;
         // A tag or branch that came meanwhile keeps files that were counted here.
         if !in_bases.is_empty() && self::holders(dataset).await? != holders {
             return Err(Error::new(
@@ -214,6 +218,24 @@ fn check(uri: &str, files: &[File], references: &References, policy: &Policy) ->
         }
     }
     Ok(())
+}
+
+/// Whether a removed version refers to a file of Lance's list.
+fn known(uri: &str, file: &File, references: &References) -> bool {
+    match file.kind {
+        Kind::Data | Kind::Deletion => references.knew(uri, &file.path),
+        Kind::BlobSidecar => match file.path.rsplit_once('/') {
+            Some((folder, _)) => references.knew(uri, &format!("{folder}.lance")),
+            None => false,
+        },
+        Kind::Index => {
+            let parts: Vec<&str> = file.path.split('/').collect();
+            let folder = parts.iter().position(|part| *part == "_indices").map(|at| at + 2);
+            let folder = folder.and_then(|end| parts.get(..end));
+            folder.is_some_and(|parts| references.knew(uri, &parts.join("/")))
+        }
+        Kind::ManagedBlob | Kind::Transaction | Kind::Manifest | Kind::Temporary => false,
+    }
 }
 
 /// Files of removed versions in other bases. Only these are certainly the dataset's own: a base may hold

@@ -2,7 +2,7 @@
 //! rewrites the other columns, and each new fragment gets a second data file with the blob columns, whose
 //! payloads are copied, each once however many rows share it.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -23,7 +23,7 @@ use lance_table::format::{DataFile, Fragment};
 use roaring::RoaringTreemap;
 
 use crate::blob::copy::{Copier, Lying, Origins, Stored};
-use crate::blob::fields::{Leaf, any, is_blob, leaves, prepared_schema};
+use crate::blob::fields::{Leaf, any, is_blob, leaves, prepared_schema, supports};
 use crate::blob::sidecar::Sidecars;
 use crate::blob::values::{collect, replace};
 use crate::blob::writer::Waiting;
@@ -56,14 +56,12 @@ impl Split {
     /// version before 2.2, or would; or there is nothing else on stable row ids, which Lance carries over
     /// with the other columns.
     pub fn of(dataset: &Dataset, fragments: &[Fragment], to: ConcreteFileVersion) -> Option<Self> {
-        let holds =
-            |version| matches!(version, ConcreteFileVersion::V2_2 | ConcreteFileVersion::V2_3);
         let schema = dataset.schema();
         let arrow = Schema::from(schema);
         let (blobs, rest): (Vec<_>, Vec<_>) =
             schema.fields.iter().zip(arrow.fields()).partition(|(_, field)| any(field, &is_blob));
         let alone = rest.is_empty() && dataset.manifest.uses_stable_row_ids();
-        if blobs.is_empty() || alone || !holds(to) {
+        if blobs.is_empty() || alone || !supports(to) {
             return None;
         }
         let part = |fields: Vec<(&lance_core::datatypes::Field, _)>| LanceSchema {
@@ -136,11 +134,11 @@ impl Split {
         cx: &Running,
         task: &Task,
         dataset: &Arc<Dataset>,
-        fragments: &[Fragment],
         rewrite: &mut RewriteResult,
         options: &CompactionOptions,
         memory: u64,
     ) -> Result<Vec<WrittenFile>> {
+        let fragments = &rewrite.original_fragments;
         let schema: SchemaRef = Arc::new(Schema::from(&self.blobs));
         let ids = self.field_ids();
         let origins = Origins::of(cx, &task.uri, dataset, fragments, &ids).await?;
@@ -300,9 +298,9 @@ impl Rows<'_> {
         Ok(scan.try_into_stream().await?.into())
     }
 
-    /// How many rows share each payload.
-    async fn shared(&self) -> Result<HashMap<Lying, u32>> {
-        let mut shared = HashMap::new();
+    /// The sizes of payloads that several rows share.
+    async fn shared(&self) -> Result<HashSet<u64>> {
+        let (mut all, mut shared) = (HashSet::<Lying>::new(), HashSet::new());
         let mut batches = self.scan().await?;
         while let Some(batch) = batches.try_next().await.map_err(failed)? {
             let addresses = addresses(&batch)?;
@@ -310,14 +308,14 @@ impl Rows<'_> {
             for (values, id) in values.iter().zip(self.ids) {
                 let column = Stored::new(values, *id, &addresses)?;
                 for at in 0..column.len() {
-                    if let Some(lying) = column.lying(self.origins, at)? {
-                        *shared.entry(lying).or_default() += 1;
+                    if let Some(lying) = column.lying(self.origins, at)?
+                        && !all.insert(lying)
+                    {
+                        shared.insert(lying.size);
                     }
                 }
             }
         }
-        // Most are one row's: they need not be remembered.
-        shared.retain(|_, rows| *rows > 1);
         Ok(shared)
     }
 }
@@ -338,7 +336,7 @@ struct Blobs<'a> {
     rows: Rows<'a>,
     leaves: Vec<Leaf>,
     prepared: SchemaRef,
-    shared: HashMap<Lying, u32>,
+    shared: HashSet<u64>,
     waiting: Waiting,
 }
 

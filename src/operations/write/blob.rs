@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
 use lance::Dataset;
-use lance_file::version::{ConcreteFileVersion, LanceFileVersion};
+use lance_file::version::LanceFileVersion;
 use lance_table::feature_flags::MANAGED_BLOBS_META_KEY;
 
 use super::spec::{BlobColumn, Mode, WriteSpec};
@@ -14,17 +14,12 @@ use crate::blob::Scope;
 use crate::blob::external::{Externals, Mode as ExternalMode};
 use crate::blob::fields::{
     Wanted, any, first_blob, has_blobs, input_schema, is_blob, is_legacy, leaves, prepared_schema,
-    stored_schema,
+    stored_schema, supports,
 };
 use crate::blob::writer::{Blobs, Waiting};
 use crate::dataset::Bases;
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
-
-/// Whether files of a version hold blobs (`lance.blob.v2`).
-pub(super) fn supports(version: LanceFileVersion) -> bool {
-    matches!(version.resolve(), ConcreteFileVersion::V2_2 | ConcreteFileVersion::V2_3)
-}
 
 /// The schema that rows are aligned to before they are written as `schema`.
 pub(super) fn aligned_to(schema: &SchemaRef) -> SchemaRef {
@@ -72,7 +67,12 @@ impl Asked {
             }
             ref_ids.extend(column.ref_id.clone().map(|ids| (name.clone(), ids)));
         }
-        Ok(Self { wanted, ref_ids, scope: spec.dedup_scope, supported: supports(version) })
+        Ok(Self {
+            wanted,
+            ref_ids,
+            scope: spec.dedup_scope,
+            supported: supports(version.resolve()),
+        })
     }
 
     /// The schema to be stored for rows of a schema.
