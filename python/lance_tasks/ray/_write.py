@@ -28,6 +28,7 @@ from ._worker import Storage, check_versions, memory_budget, summary, versions
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
     import pyarrow as pa
 
     from lance_tasks.specs import SpecLike
@@ -39,7 +40,6 @@ log = logging.getLogger("lance_tasks.ray")
 
 # Seconds that write tasks have to end after a failure.
 _END_TIME = 20.0
-_PAUSE = 1.0
 
 
 def write(
@@ -156,16 +156,14 @@ def write_dataset(
         if outcome is not None:
             return outcome
     sink._prepare(_schema(ds, fetch=spool is not None))
-    args = {"max_retries": max_retries, "retry_exceptions": [_AgainError], **ray_remote_args}
-    before = ds.context.execution_options.preserve_order
-    ds.context.execution_options.preserve_order = preserve_order or before
     try:
-        ds.write_datasink(sink, ray_remote_args=args, concurrency=concurrency)
+        with _context(ds, preserve_order, max_retries):
+            ds.write_datasink(sink, ray_remote_args=dict(ray_remote_args), concurrency=concurrency)
     except BaseException as e:
         sink._abandon(e)
-        raise _own(e) from e
+        own = _own(e)
+        raise own from (None if own is e else e)
     finally:
-        ds.context.execution_options.preserve_order = before
         if timeline is not None and sink._driver.timeline is not None:
             sink._driver.timeline.write(timeline)
     done = sink.outcome
@@ -174,11 +172,35 @@ def write_dataset(
     return done
 
 
+@contextlib.contextmanager
+def _context(ds: ray.data.Dataset, preserve_order: bool, max_retries: int) -> Iterator[None]:
+    """Ray Data's settings for a write. Options of its tasks instead would stand against fusing."""
+    context = ds.context
+    before = context.retried_map_errors, context.max_map_retries
+    order = context.execution_options.preserve_order
+    # Ray runs a task's functions again on its blocks where the text of an error has this.
+    if not isinstance(context.retried_map_errors, bool):
+        context.retried_map_errors = [*context.retried_map_errors, _AgainError.__name__]
+    elif not context.retried_map_errors:
+        context.retried_map_errors = [_AgainError.__name__]
+    context.max_map_retries = max(context.max_map_retries, max_retries)
+    context.execution_options.preserve_order = preserve_order or order
+    try:
+        yield
+    finally:
+        context.retried_map_errors, context.max_map_retries = before
+        context.execution_options.preserve_order = order
+
+
 def _schema(ds: ray.data.Dataset, fetch: bool) -> Any:
     """The schema of the rows, where it is known, or for the price of the first block."""
     known = ds.schema(fetch_if_missing=fetch)
     base = getattr(known, "base_schema", None)
-    return base if hasattr(base, "__arrow_c_schema__") else None
+    if base is None or not hasattr(base, "empty_table"):
+        return None
+    from ._tensors import plain
+
+    return plain(base.empty_table()).schema
 
 
 def _resume(spool: Spool, spec: bytes, storage: Storage, max_retries: int) -> lt.Outcome | None:
@@ -237,7 +259,8 @@ class LanceDatasink(Datasink[Any]):
         storage_options, base_store_params: as for `run`.
         schema: as for `write`.
         min_rows_per_file: as for `write`.
-        max_retries: further attempts of the commit.
+        max_retries: further attempts of the commit. For those of tasks set the `DataContext`'s
+            ``retried_map_errors = ["_AgainError"]`` and ``max_map_retries``.
     """
 
     def __init__(
@@ -418,7 +441,6 @@ class LanceDatasink(Datasink[Any]):
         except Error as e:
             if e.retry_class != "retry_task":
                 raise
-            time.sleep(_PAUSE)
             raise _AgainError(e.code, e.message, e.retry_class) from None
         finally:
             # Waited for: the process may be gone before it is sent.

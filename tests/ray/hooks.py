@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests change in worker processes; each is given the module `lance_tasks.ray._worker`."""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+
+def slow(worker: ModuleType) -> None:
+    """Attempts take a while before and after what they do, so that faults meet them."""
+    for name in ("_planned", "_stream"):
+        real = getattr(worker.Worker, name)
+
+        def slowed(self: object, *given: object, real: Callable = real) -> object:
+            time.sleep(random.uniform(0.05, 0.4))
+            result = real(self, *given)
+            time.sleep(random.uniform(0.05, 0.4))
+            return result
+
+        setattr(worker.Worker, name, slowed)
+
+
+def straggle(worker: ModuleType) -> None:
+    """The first attempt at the first task goes on for long after it is done."""
+    real = worker.Worker._planned
+    mark = Path(os.environ["STRAGGLE"])
+
+    def held(self: object, attempt: str, task: bytes) -> object:
+        import lance_tasks as lt
+
+        result = real(self, attempt, task)
+        if lt.Task.from_bytes(task).index == 0:
+            with contextlib.suppress(FileExistsError):
+                mark.touch(exist_ok=False)
+                time.sleep(float(os.environ["STRAGGLE_FOR"]))
+        return result
+
+    worker.Worker._planned = held
+
+
+def deadly(worker: ModuleType) -> None:
+    """Every attempt at the first task kills its process."""
+    real = worker.Worker._planned
+
+    def killed(self: object, attempt: str, task: bytes) -> object:
+        import lance_tasks as lt
+
+        if lt.Task.from_bytes(task).index == 0:
+            os.kill(os.getpid(), 9)
+        return real(self, attempt, task)
+
+    worker.Worker._planned = killed
+
+
+def flaky(worker: ModuleType) -> None:
+    """The first attempts in each process fail for storage's sake."""
+    import lance_tasks as lt
+
+    left = [2]
+    for name in ("_planned", "_stream"):
+        real = getattr(worker.Worker, name)
+
+        def failing(self: object, *given: object, real: Callable = real) -> object:
+            if left[0]:
+                left[0] -= 1
+                raise lt.StorageError("the store is busy")
+            return real(self, *given)
+
+        setattr(worker.Worker, name, failing)
+
+
+def other_version(worker: ModuleType) -> None:
+    """Another release."""
+    import lance_tasks as lt
+
+    real = lt.versions
+    lt.versions = lambda: real() | {"lance_tasks": "0.0.7", "lance": "13.9.9"}
