@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import lance
@@ -88,7 +89,7 @@ def test_timeline(uri: str, tmp_path: Path) -> None:
     assert len(done) == 4 and {event["cat"] for event in done} == {"ok"}
     assert all(event["dur"] > 0 for event in done)
     assert len({event["pid"] for event in done}) == 2, "both nodes had tasks"
-    assert places[1].read_text().count("<title>task ") == 4
+    assert places[1].read_text().count("<title>") == 4
     assert "http" not in places[2].read_text().replace("http://www.w3.org/2000/svg", "")
     with pytest.raises(ValueError, match="ends in none"):
         ltr.run(lt.Compact(uri), timeline=tmp_path / "t.png")
@@ -121,7 +122,7 @@ def test_another_version_is_refused(uri: str) -> None:
     own = lt.versions()
     for said in ("0.0.7", "13.9.9", own["lance_tasks"], own["lance"], "wire format 1"):
         assert said in str(caught.value)
-    with pytest.raises(lt.VersionMismatchError, match="0.0.7"):
+    with pytest.raises(lt.VersionMismatchError, match=r"0\.0\.7"):
         ltr.write(ray.data.range(10), uri, mode="append", ray_remote_args=hook)
     assert lance.dataset(uri).version == before
 
@@ -129,7 +130,7 @@ def test_another_version_is_refused(uri: str) -> None:
 def test_no_library_on_a_worker(uri: str) -> None:
     make_dataset(uri)
     env = {"runtime_env": {"env_vars": {"LANCE_TASKS_LIBRARY": "/nowhere.so"}}}
-    with pytest.raises(ltr.WorkerStartError, match="/nowhere.so"):
+    with pytest.raises(ltr.WorkerStartError, match=r"/nowhere\.so"):
         ltr.run(lt.Compact(uri), ray_remote_args=env)
 
 
@@ -151,7 +152,6 @@ def test_the_package_imports_no_ray() -> None:
     code += (
         "\nimport lance_tasks.ray; assert not {'pyarrow', 'lance', 'ray.data'} & set(sys.modules)"
     )
-    import sys
 
     subprocess.run([sys.executable, "-c", code], check=True)
 
