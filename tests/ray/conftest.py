@@ -19,7 +19,16 @@ for folder in (PYTHON_TESTS, HERE.parent / "faults", HERE):
         sys.path.insert(0, str(folder))
 # Workers find what the tests hand to them.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+for name, value in {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A machine that is busy with other things starts processes slowly.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_gcs_rpc_server_connect_timeout_s": "120",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+}.items():
+    os.environ.setdefault(name, value)
 
 uri, sources, case = _shared["uri"], _shared["sources"], _shared["case"]
 ROOT, built_library = _shared["ROOT"], _shared["built_library"]

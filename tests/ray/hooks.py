@@ -79,3 +79,20 @@ def other_version(worker: ModuleType) -> None:
 
     real = lt.versions
     lt.versions = lambda: real() | {"lance_tasks": "0.0.7", "lance": "13.9.9"}
+
+
+def busy_store(worker: ModuleType) -> None:
+    """One attempt of a Ray Dataset's write fails once it has read its rows."""
+    import lance_tasks as lt
+    from lance_tasks import verbs
+
+    real = verbs.execute_stream
+    mark = Path(os.environ["MARK"])
+
+    def failing(*given: object) -> None:
+        real(*given)
+        with contextlib.suppress(FileExistsError):
+            mark.touch(exist_ok=False)
+            raise lt.StorageError("the store is busy")
+
+    verbs.execute_stream = failing

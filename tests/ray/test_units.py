@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts without a cluster."""
+
+import io
+import json
+import pickle
+import re
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support import numbers
+
+import lance_tasks as lt
+from lance_tasks.ray._places import open_place
+from lance_tasks.ray._progress import Bar
+from lance_tasks.ray._results import Results
+from lance_tasks.ray._spool import _grouped
+from lance_tasks.ray._timeline import Timeline
+from lance_tasks.ray._worker import Storage
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    """No cluster here."""
+
+
+def test_storage_options_are_not_shown() -> None:
+    storage = Storage({"aws_secret_access_key": "hidden"}, {"s3://b": {"token": "hidden"}})
+    assert "hidden" not in f"{storage} {storage!r}"
+    again = pickle.loads(pickle.dumps(storage))
+    assert again.keywords() == storage.keywords()
+    assert again.options() == {"aws_secret_access_key": "hidden"}
+
+
+def test_results_are_kept_small(uri: str) -> None:
+    job = lt.prepare(lt.Write(uri), schema=numbers(0).schema)
+    results = [lt.execute(job.task(str(i)), numbers(3, i * 3)).to_bytes() for i in range(20)]
+    kept = Results(results)
+    assert kept.all() == results and len(kept) == 20
+    assert sum(map(len, kept._packed)) < sum(map(len, results)) / 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar() -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        bar = Bar("compact", True, stream)
+        bar.counts.total, bar.counts.done, bar.counts.rows, bar.counts.bytes = 4, 1, 1000, 5 << 20
+        bar.counts.failed, bar.counts.retries = 1, 2
+        bar.update()
+        bar.say("a worker is lost")
+        bar.close()
+    shown = terminal.getvalue()
+    assert "1/4 tasks, 1,000 rows, 5.0 MiB, 1 failed, 2 retried" in shown
+    assert "a worker is lost\n" in re.sub(" +\n", "\n", shown)
+    assert file.getvalue() == "", "nothing where there is no terminal"
+
+
+def test_the_timeline_at_a_glance(tmp_path: Path) -> None:
+    timeline = Timeline()
+    for i in range(6):
+        at = {"start": 100.0 + i, "end": 101.0 + i}
+        timeline.add(node="n1", worker="worker 0", task=f"task {i}", kind="ok", **at)
+    slow = {"start": 100.0, "end": 110.0}
+    timeline.add(node="n2", worker="worker 1", task="task 9", kind="again", **slow)
+    beside = {"start": 101.0, "end": 102.0}
+    timeline.add(node="n2", worker="worker 1", task="<b>", kind="lost", **beside)
+    timeline.write([tmp_path / "t.json", tmp_path / "t.svg"])
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert len([e for e in events if e["ph"] == "X"]) == 8
+    # What a worker does side by side has lanes of its own.
+    assert len([e for e in events if e["name"] == "thread_name"]) == 3
+    picture = (tmp_path / "t.svg").read_text()
+    assert picture.count('stroke="#f0ad00" stroke-width="2"') == 1, "the straggler is framed"
+    assert "&lt;b&gt;" in picture and "<b>" not in picture
+    assert "8 attempts in 10.0 s: 6 ok, 1 again, 1 lost" in picture
+    Timeline().write(tmp_path / "empty.html")
+
+
+def test_names_of_results() -> None:
+    items = [(0, i, True, str(uuid.uuid4()), b"") for i in [0, 1, 2, 5, 7, 8]]
+    ((text, group),) = _grouped(items)
+    assert text == "0-2_5_7-8" and group == items
+    many = [(0, i * 3, True, "", b"") for i in range(500)]
+    groups = _grouped(many)
+    assert all(len(text) <= 160 for text, _ in groups)
+    assert [item for _, group in groups for item in group] == many
+
+
+def test_places(tmp_path: Path) -> None:
+    place = open_place(str(tmp_path / "new"), {})
+    assert place.get("a/b") is None and place.list("a") == []
+    assert place.put_new("a/b", b"1") and place.put_new("a/b", b"1")
+    assert not place.put_new("a/b", b"2") and place.get("a/b") == b"1"
+    place.put("a/b", b"3")
+    place.put("a/a", b"4")
+    assert place.list("a") == ["a", "b"] and place.get("a/b") == b"3"
+    place.delete("a/b")
+    place.delete("a/b")
+    assert place.list("a") == ["a"]
+    assert [p.name for p in (tmp_path / "new" / "a").iterdir()] == ["a"], "nothing temporary stays"
+    for uri in ("s3://key:hidden@bucket/x", "az://c/x?sig=hidden"):
+        with pytest.raises(lt.InvalidArgumentError) as caught:
+            open_place(uri, {})
+        assert "hidden" not in str(caught.value)
+
+
+def test_tensors() -> None:
+    import numpy as np
+    from ray.data.extensions.tensor_extension import ArrowTensorArray
+
+    from lance_tasks.ray._tensors import plain
+
+    vectors = ArrowTensorArray.from_numpy(np.arange(12, dtype="float32").reshape(4, 3))
+    table = plain(pa.table({"v": vectors}).slice(1, 2))
+    assert table["v"].type == pa.list_(pa.float32(), 3)
+    assert table["v"].to_pylist() == [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]
