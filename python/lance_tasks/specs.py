@@ -353,7 +353,7 @@ class TakeBlobs(_Spec):
         version: the dataset's version; default: the newest at prepare.
         max_rows_per_task: keys of a task at most; default 8,192.
         max_bytes_per_batch: bytes of a batch at most, where a single blob does not have more;
-            default 64 MiB, or what the executor's memory budget allows.
+            default 16 MiB, or what the executor's memory budget allows.
     """
 
     operation: ClassVar[str] = "take_blobs"

@@ -49,7 +49,7 @@ pub struct TakeBlobsSpec {
     pub ranges: Option<Vec<Option<ByteRange>>>,
     /// Keys of a task at most. Default 8,192.
     pub max_rows_per_task: Option<u64>,
-    /// Bytes of a batch at most, where a single blob does not have more. Default 64 MiB, or what the
+    /// Bytes of a batch at most, where a single blob does not have more. Default 16 MiB, or what the
     /// executor's memory budget allows.
     pub max_bytes_per_batch: Option<u64>,
 }

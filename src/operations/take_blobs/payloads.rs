@@ -4,7 +4,7 @@
 //! [`Unit`], which is fetched once; one that a later batch needs again is kept, as far as it fits. Where
 //! a payload lies is Lance's to say: what is fetched is asked of Lance by row address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,7 +22,12 @@ use super::descriptors::{Blob, descriptors};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
 
-const BATCH: u64 = 64 << 20;
+/// Larger ones cost more: their memory is new from the system each time.
+const BATCH: u64 = 16 << 20;
+/// Batches that are fetched at one time.
+const AHEAD: usize = 4;
+/// Bytes that are kept from batch to batch, for rows of later ones.
+const KEEP: u64 = 64 << 20;
 /// Lance reads more than this in parts, and then puts them together in a buffer of their own.
 const LARGE: u64 = 16 << 20;
 /// A large payload is read in pieces, straight into its place.
@@ -68,6 +73,10 @@ struct Batch {
     rows: Range<usize>,
     /// Each once.
     units: Vec<usize>,
+    /// Those of them that are not kept from an earlier batch.
+    fetch: Vec<usize>,
+    /// Those that are fetched here and kept for a later one.
+    keep: Vec<usize>,
     /// Of all rows.
     bytes: u64,
 }
@@ -81,8 +90,7 @@ pub(super) struct Payloads {
     cells: Vec<Cell>,
     units: Vec<Unit>,
     batches: Vec<Batch>,
-    /// Bytes that may be kept from batch to batch.
-    keep: u64,
+    ahead: usize,
     memory: u64,
 }
 
@@ -166,9 +174,16 @@ impl Payloads {
 
         let share = cx.memory_share();
         let most = work.max_bytes_per_batch.unwrap_or(BATCH).min(share / 4).max(1);
-        let batches = cut(&cells, &mut units, most);
-        let at_once = batches.iter().map(|b| b.memory(&units)).max().unwrap_or_default();
-        let keep = wanted_again(&batches, &units).min(most).min(budget.saturating_sub(at_once));
+        let mut batches = cut(&cells, &mut units, most);
+        let mut kept = keep(&mut batches, &units, KEEP.min(share / 4));
+        let mut ahead = AHEAD;
+        while ahead > 1 && memory(&batches, &units, ahead) + kept > share {
+            ahead -= 1;
+        }
+        if memory(&batches, &units, ahead) + kept > budget {
+            kept = keep(&mut batches, &units, 0);
+        }
+        let memory = memory(&batches, &units, ahead) + kept;
         Ok(Self {
             column: work.column.clone(),
             schema,
@@ -176,8 +191,8 @@ impl Payloads {
             cells,
             units,
             batches,
-            keep,
-            memory: at_once + keep,
+            ahead,
+            memory,
             dataset,
         })
     }
@@ -188,25 +203,34 @@ impl Payloads {
     }
 
     pub(super) fn stream(self) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
-        let kept: HashMap<usize, Bytes> = HashMap::new();
-        futures::stream::try_unfold((self, 0, kept), |(payloads, i, mut kept)| async move {
-            if i == payloads.batches.len() {
-                return Ok(None);
-            }
-            let batch = payloads.batch(i, &mut kept).await?;
-            Ok(Some((batch, (payloads, i + 1, kept))))
+        let payloads = Arc::new(self);
+        let ahead = payloads.ahead;
+        let reader = payloads.clone();
+        let fetched = futures::stream::iter(0..payloads.batches.len())
+            .map(move |i| {
+                let payloads = reader.clone();
+                async move { Ok((i, payloads.fetch(&payloads.batches[i].fetch).await?)) }
+            })
+            .buffered(ahead);
+        let mut kept: HashMap<usize, Bytes> = HashMap::new();
+        fetched.map(move |fetched: Result<_>| {
+            let (i, fetched) = fetched?;
+            payloads.batch(i, fetched, &mut kept)
         })
     }
 
-    async fn batch(&self, i: usize, kept: &mut HashMap<usize, Bytes>) -> Result<RecordBatch> {
-        let Batch { rows, units, bytes } = &self.batches[i];
-        let wanted = units.iter().copied().filter(|unit| !kept.contains_key(unit)).collect();
-        let fetched = self.fetch(wanted).await?;
+    fn batch(
+        &self,
+        i: usize,
+        fetched: HashMap<usize, Bytes>,
+        kept: &mut HashMap<usize, Bytes>,
+    ) -> Result<RecordBatch> {
+        let batch = &self.batches[i];
         let payload = |unit: usize| {
             let found = fetched.get(&unit).or_else(|| kept.get(&unit)).cloned();
             found.ok_or_else(|| Error::internal("a payload was not read"))
         };
-        let blobs: ArrayRef = match &self.cells[rows.clone()] {
+        let blobs: ArrayRef = match &self.cells[batch.rows.clone()] {
             // Not copied: it may be very large.
             [Cell::Unit(unit)] => {
                 let payload = payload(*unit)?;
@@ -214,7 +238,8 @@ impl Payloads {
                 Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from(payload), None)?)
             }
             cells => {
-                let mut builder = LargeBinaryBuilder::with_capacity(cells.len(), *bytes as usize);
+                let bytes = batch.bytes as usize;
+                let mut builder = LargeBinaryBuilder::with_capacity(cells.len(), bytes);
                 for cell in cells {
                     match cell {
                         Cell::Null => builder.append_null(),
@@ -225,22 +250,20 @@ impl Payloads {
                 Arc::new(builder.finish())
             }
         };
-        kept.retain(|unit, _| self.units[*unit].last > i);
-        let mut held: usize = kept.values().map(Bytes::len).sum();
-        for (unit, payload) in fetched {
-            if self.units[unit].last > i && (held + payload.len()) as u64 <= self.keep {
-                held += payload.len();
-                // A copy: what was read may be a part of a larger buffer.
-                kept.insert(unit, Bytes::copy_from_slice(&payload));
-            }
+        for unit in &batch.keep {
+            // A copy: what was read may be a part of a larger buffer.
+            kept.extend(fetched.get(unit).map(|p| (*unit, Bytes::copy_from_slice(p))));
         }
-        let keys = Arc::new(UInt64Array::from(self.keys[rows.clone()].to_vec()));
+        for unit in batch.units.iter().filter(|unit| self.units[**unit].last == i) {
+            kept.remove(unit);
+        }
+        let keys = Arc::new(UInt64Array::from(self.keys[batch.rows.clone()].to_vec()));
         Ok(RecordBatch::try_new(self.schema.clone(), vec![keys, blobs])?)
     }
 
-    async fn fetch(&self, wanted: Vec<usize>) -> Result<HashMap<usize, Bytes>> {
+    async fn fetch(&self, wanted: &[usize]) -> Result<HashMap<usize, Bytes>> {
         let (alone, mut together): (Vec<usize>, Vec<usize>) =
-            wanted.into_iter().partition(|unit| self.units[*unit].file.is_some());
+            wanted.iter().partition(|unit| self.units[**unit].file.is_some());
         let mut fetched = HashMap::with_capacity(alone.len() + together.len());
         if !together.is_empty() {
             together.sort_unstable_by_key(|unit| self.units[*unit].address);
@@ -301,17 +324,58 @@ impl Payloads {
 }
 
 impl Batch {
-    /// Bytes that making it takes: what is read, and the copy that is handed out.
-    fn memory(&self, units: &[Unit]) -> u64 {
+    /// Bytes that fetching its payloads takes.
+    fn fetching(&self, units: &[Unit]) -> u64 {
         let (mut together, mut large) = (0, 0);
-        for unit in self.units.iter().map(|unit| &units[*unit]) {
+        for unit in self.fetch.iter().map(|unit| &units[*unit]) {
             *if unit.size() > LARGE { &mut large } else { &mut together } += unit.size();
         }
-        let read = if together > LARGE { 2 * together } else { together };
-        let pieces = if large > 0 { IN_FLIGHT } else { 0 };
-        let copy = if self.rows.len() == 1 { 0 } else { self.bytes };
-        read + large + pieces + copy
+        let together = if together > LARGE { 2 * together } else { together };
+        together + large + if large > 0 { IN_FLIGHT } else { 0 }
     }
+
+    /// Bytes that making it alone takes: what is read, and the copy that is handed out.
+    fn memory(&self, units: &[Unit]) -> u64 {
+        self.fetching(units) + if self.rows.len() == 1 { 0 } else { self.bytes }
+    }
+}
+
+/// Bytes that batches take at most of which so many are fetched at one time.
+fn memory(batches: &[Batch], units: &[Unit], ahead: usize) -> u64 {
+    if ahead == 1 {
+        return batches.iter().map(|batch| batch.memory(units)).max().unwrap_or_default();
+    }
+    let fetching: Vec<u64> = batches.iter().map(|batch| batch.fetching(units)).collect();
+    let windows = fetching.windows(ahead.min(fetching.len()).max(1));
+    let most = windows.map(|window| window.iter().sum::<u64>()).max().unwrap_or_default();
+    // And the one that waits for the caller.
+    most + batches.iter().map(|batch| batch.bytes).max().unwrap_or_default()
+}
+
+/// Decide what is fetched for each batch and what is kept for later ones, within so many bytes;
+/// answers with the bytes that are.
+fn keep(batches: &mut [Batch], units: &[Unit], within: u64) -> u64 {
+    let mut kept: HashSet<usize> = HashSet::new();
+    let (mut held, mut most) = (0, 0);
+    for (i, batch) in batches.iter_mut().enumerate() {
+        batch.fetch = batch.units.iter().copied().filter(|unit| !kept.contains(unit)).collect();
+        batch.keep.clear();
+        for unit in &batch.fetch {
+            let size = units[*unit].size();
+            if units[*unit].last > i && held + size <= within {
+                held += size;
+                kept.insert(*unit);
+                batch.keep.push(*unit);
+            }
+        }
+        most = held.max(most);
+        for unit in &batch.units {
+            if units[*unit].last == i && kept.remove(unit) {
+                held -= units[*unit].size();
+            }
+        }
+    }
+    most
 }
 
 /// Cut the rows into batches of so many bytes, or of one row that has more.
@@ -325,7 +389,13 @@ fn cut(cells: &[Cell], units: &mut [Unit], most: u64) -> Vec<Batch> {
         };
         let fits = batches.last().is_some_and(|batch| batch.bytes.saturating_add(size) <= most);
         if !fits {
-            batches.push(Batch { rows: row..row, units: Vec::new(), bytes: 0 });
+            batches.push(Batch {
+                rows: row..row,
+                units: Vec::new(),
+                fetch: Vec::new(),
+                keep: Vec::new(),
+                bytes: 0,
+            });
         }
         let at = batches.len() - 1;
         let batch = &mut batches[at];
@@ -339,25 +409,6 @@ fn cut(cells: &[Cell], units: &mut [Unit], most: u64) -> Vec<Batch> {
         }
     }
     batches
-}
-
-/// Bytes that would have to be kept so that nothing is read for one batch and again for a later one.
-fn wanted_again(batches: &[Batch], units: &[Unit]) -> u64 {
-    let (mut kept, mut most) = (0, 0);
-    let mut begun = vec![false; units.len()];
-    for (i, batch) in batches.iter().enumerate() {
-        for unit in &batch.units {
-            let ends = units[*unit].last == i;
-            match (begun[*unit], ends) {
-                (false, false) => kept += units[*unit].size(),
-                (true, true) => kept -= units[*unit].size(),
-                _ => {}
-            }
-            begun[*unit] = true;
-        }
-        most = kept.max(most);
-    }
-    most
 }
 
 /// Handles of the blobs whose size their descriptors do not tell (whole external objects), by their
