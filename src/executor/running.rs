@@ -16,7 +16,7 @@ use crate::task::Task;
 /// A verb under way: the executor, what holds for the call, and the attempt's files.
 #[derive(Clone)]
 pub(crate) struct Running {
-    executor: Executor,
+    pub(super) executor: Executor,
     pub call: Call,
     task_id: Option<Uuid>,
     marks: Arc<Marks>,
