@@ -29,6 +29,18 @@ def test_python(tmp_path: Path) -> None:
     assert dataset.stats.index_stats("id_idx")["num_unindexed_rows"] == 0
 
 
+def test_blobs(tmp_path: Path) -> None:
+    imports = "import lance_tasks as lt\nimport pyarrow as pa\n"
+    script = imports + block("blobs")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    payloads = [p.stat().st_size for p in (tmp_path / "films.lance").rglob("*.blob")]
+    assert payloads.count(4_000_000) == len(payloads)
+    kinds = (
+        lance.dataset(tmp_path / "films.lance").to_table()["film"].combine_chunks().field("kind")
+    )
+    assert kinds.to_pylist() == [0, 0, 0, 1, 1]
+
+
 def test_shell(tmp_path: Path) -> None:
     rows = "".join(f"{i},place {i}\n" for i in range(100))
     (tmp_path / "trips.csv").write_text("id,place\n" + rows)
@@ -45,6 +57,6 @@ def test_paths_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", ["python", "shell"])
+@pytest.mark.parametrize("name", ["python", "blobs", "shell"])
 def test_blocks_are_marked(name: str) -> None:
     assert block(name).strip()
