@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use super::local;
 use super::writer::Held;
 use crate::dataset::join;
 use crate::error::{Error, ErrorCode, Result};
@@ -82,13 +83,13 @@ struct Pack {
 
 /// Why a file's writer has ended early, and whether all shall.
 #[derive(Default)]
-struct Fate {
+pub(super) struct Fate {
     stop: AtomicBool,
     failed: Mutex<Option<Error>>,
 }
 
 impl Fate {
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         match self.failed.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             Some(error) => Err(error.clone()),
             None if self.stop.load(Ordering::Relaxed) => {
@@ -163,7 +164,7 @@ impl Sidecars {
             let (id, file) = self.new_file()?;
             let (payloads, receiver) = mpsc::unbounded_channel();
             let (beside, fate) = (self.beside.clone(), self.fate.clone());
-            self.spawn(async move { write_pack(beside, id, file, receiver, &fate).await });
+            self.spawn(async move { write_pack(beside, id, file, receiver, fate).await });
             self.packs[at] = Some(Pack { id, bytes: 0, payloads });
         }
         let pack = self.packs[at].as_mut().ok_or_else(|| Error::internal("a pack is missing"))?;
@@ -184,6 +185,16 @@ impl Sidecars {
         self.spawn(async move {
             let _turn = turn.acquire().await;
             fate.check()?;
+            let source = match (source, local::path(&beside, id)) {
+                (Source::Here((bytes, memory)), Some(path)) => {
+                    return local::write(path, file, fate, move |write| {
+                        let _memory = memory;
+                        write(&bytes)
+                    })
+                    .await;
+                }
+                (source, _) => source,
+            };
             let store = beside.store.as_ref().clone();
             let mut writer = DedicatedBlobWriter::try_new(store, beside.data_file, id).await?;
             loop {
@@ -259,8 +270,17 @@ async fn write_pack(
     id: u32,
     mut file: WrittenFile,
     mut payloads: mpsc::UnboundedReceiver<Payload>,
-    fate: &Fate,
+    fate: Arc<Fate>,
 ) -> Result<WrittenFile> {
+    if let Some(path) = local::path(&beside, id) {
+        return local::write(path, file, fate, move |write| {
+            while let Some((bytes, _memory)) = payloads.blocking_recv() {
+                write(&bytes)?;
+            }
+            Ok(())
+        })
+        .await;
+    }
     let store = beside.store.as_ref().clone();
     let mut writer = PackedBlobWriter::try_new(store, beside.data_file, id).await?;
     while let Some((bytes, memory)) = payloads.recv().await {
