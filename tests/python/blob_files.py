@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of a blob's later life share: the files that versions need, whatever made them, and rows
-as stock pylance and the library read them."""
+"""What tests of a blob's later life share: the files that versions need, and rows as pylance and
+the library read them."""
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import lance
 import pyarrow as pa
@@ -32,7 +33,7 @@ SIZES = {"inline": 90, "packed": 700, "dedicated": 3000}
 # Files
 
 
-def fields_of(field: "LanceField") -> Iterator[int]:
+def fields_of(field: Any) -> Iterator[int]:
     yield field.id()
     for child in field.children():
         yield from fields_of(child)
