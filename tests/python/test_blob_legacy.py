@@ -254,8 +254,8 @@ def test_payloads_larger_than_the_budget(to: str, uri: str) -> None:
     reader = pa.RecordBatchReader.from_batches(rows({}).schema, batches())
     lt.run(lt.Write(uri, data_storage_version="2.1", max_rows_per_file=count), data=reader)
     assert is_legacy(uri) and fragment_rows(uri) == [count] * 2
-    with lt.Executor(num_threads=2, memory_budget=64 << 20) as executor:
-        lt.run(lt.Compact(uri, data_storage_version=to), executor=executor)
+    executor = lt.Executor(num_threads=2, memory_budget=64 << 20)
+    lt.run(lt.Compact(uri, data_storage_version=to), executor=executor)
     assert set(versions_of(uri)) == {to} and fragment_rows(uri) == [2 * count]
     every = range(2 * count)
     spec = lt.TakeBlobs(uri, column="blob", indices=every, ranges=[(0, 8)] * len(every))
