@@ -6,10 +6,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use lance_core::utils::blob::blob_path;
 use lance_io::local::to_local_path;
+use tokio::sync::mpsc;
 
-use super::sidecar::{Beside, Fate};
+use super::sidecar::{Beside, Fate, Source};
 use crate::error::{Error, Result};
 use crate::result::WrittenFile;
 
@@ -53,6 +55,38 @@ pub(super) async fn write(
     tokio::task::spawn_blocking(write)
         .await
         .map_err(|e| Error::internal(format!("a writer ended: {e}")))?
+}
+
+/// Write one payload, piece by piece where it is being read.
+pub(super) async fn copy(
+    path: PathBuf,
+    file: WrittenFile,
+    fate: Arc<Fate>,
+    source: Source,
+) -> Result<WrittenFile> {
+    let (sender, mut pieces) = mpsc::channel::<Result<Bytes>>(1);
+    let writing = tokio::spawn(write(path, file, fate, move |write| {
+        while let Some(piece) = pieces.blocking_recv() {
+            write(&piece?)?;
+        }
+        Ok(())
+    }));
+    let mut at = 0;
+    loop {
+        let piece = source.piece(at).await;
+        let size = match &piece {
+            Ok(piece) if piece.is_empty() => break,
+            Ok(piece) => Some(piece.len() as u64),
+            Err(_) => None,
+        };
+        let taken = sender.send(piece).await.is_ok();
+        match size {
+            Some(size) if taken => at += size,
+            _ => break,
+        }
+    }
+    drop(sender);
+    writing.await.map_err(|e| Error::internal(format!("a writer ended: {e}")))?
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {

@@ -61,7 +61,7 @@ pub(crate) enum Source {
 
 impl Source {
     /// The next piece from byte `at` on; empty at the end.
-    async fn piece(&self, at: u64) -> Result<Bytes> {
+    pub(super) async fn piece(&self, at: u64) -> Result<Bytes> {
         match self {
             Self::Here((bytes, _)) => Ok(bytes.slice(bytes.len().min(at as usize)..)),
             Self::Copy { size, .. } if at >= *size => Ok(Bytes::new()),
@@ -169,9 +169,9 @@ impl Sidecars {
         }
         let pack = self.packs[at].as_mut().ok_or_else(|| Error::internal("a pack is missing"))?;
         let place = (pack.id, pack.bytes);
+        // Where the writer has ended early, its own error says why, now or at the end.
         if pack.payloads.send(payload).is_err() {
             self.fate.check()?;
-            return Err(Error::internal("a pack's writer ended"));
         }
         pack.bytes += size;
         self.turn.1 += size;
@@ -185,16 +185,9 @@ impl Sidecars {
         self.spawn(async move {
             let _turn = turn.acquire().await;
             fate.check()?;
-            let source = match (source, local::path(&beside, id)) {
-                (Source::Here((bytes, memory)), Some(path)) => {
-                    return local::write(path, file, fate, move |write| {
-                        let _memory = memory;
-                        write(&bytes)
-                    })
-                    .await;
-                }
-                (source, _) => source,
-            };
+            if let Some(path) = local::path(&beside, id) {
+                return local::copy(path, file, fate, source).await;
+            }
             let store = beside.store.as_ref().clone();
             let mut writer = DedicatedBlobWriter::try_new(store, beside.data_file, id).await?;
             loop {
