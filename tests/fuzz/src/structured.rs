@@ -96,8 +96,12 @@ fn by_schema(root: &Value, schema: &Value, key: &str, depth: u32) -> Values_ {
 
 fn of_type(root: &Value, schema: &Value, kind: &str, key: &str, depth: u32) -> Values_ {
     match kind {
+        "number" if key == "older_than" => {
+            (0u32..1_000_000).prop_map(|n| Value::from(f64::from(n) / 4.0)).boxed()
+        }
         "null" => Just(Value::Null).boxed(),
         "boolean" => any::<bool>().prop_map(Value::from).boxed(),
+        "integer" if schema["format"] == "int64" => any::<i64>().prop_map(Value::from).boxed(),
         "integer" => integer(schema),
         // What an f32 holds.
         "number" => any::<f32>()
@@ -116,9 +120,6 @@ fn of_type(root: &Value, schema: &Value, kind: &str, key: &str, depth: u32) -> V
             .boxed(),
         // A URI may carry no password.
         "string" if key == "older_than" => Just(Value::from("7d")).boxed(),
-        "number" if key == "older_than" => {
-            (0u32..1_000_000).prop_map(|n| Value::from(f64::from(n) / 4.0)).boxed()
-        }
         "string" if key == "uri" || key == "sources" => {
             "[a-zA-Z0-9_./ \u{e4}*-]{0,20}".prop_map(Value::from).boxed()
         }
