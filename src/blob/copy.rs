@@ -20,7 +20,7 @@ use object_store::path::Path;
 use super::fields::Leaf;
 use super::sidecar::{Sidecars, Source};
 use super::values::Values;
-use super::writer::{Waiting, prepared};
+use super::writer::{Held, Waiting, prepared};
 use crate::dataset::{bases_of, data_file_path, join};
 use crate::error::{Error, ErrorCode, Result};
 use crate::executor::Running;
@@ -198,6 +198,8 @@ pub(crate) struct Copier<'a> {
     sizes: &'a HashSet<u64>,
     pub waiting: &'a Waiting,
     copied: HashMap<Lying, BlobDescriptor>,
+    /// Of payloads that will be in the data file, until they are.
+    held: Vec<Held>,
     /// Shared payloads by their bytes: the same may lie in several files.
     same: HashMap<(blake3::Hash, u64), BlobDescriptor>,
 }
@@ -209,8 +211,8 @@ impl<'a> Copier<'a> {
         waiting: &'a Waiting,
         sidecars: Sidecars,
     ) -> Self {
-        let (copied, same) = (HashMap::new(), HashMap::new());
-        Self { origins, sidecars, sizes, waiting, copied, same }
+        let (copied, same, held) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { origins, sidecars, sizes, waiting, copied, same, held }
     }
 
     /// How many rows can be copied with at most `enough` bytes in memory, at least one.
@@ -233,6 +235,11 @@ impl<'a> Copier<'a> {
             sum <= enough
         });
         Ok(fits.count().max(1))
+    }
+
+    /// The memory of values since this was last asked for, to be held until they are written.
+    pub fn held(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.held)
     }
 
     /// The values of a column for the new file.
@@ -287,6 +294,9 @@ impl<'a> Copier<'a> {
         let mut inline = HashMap::new();
         for (lying, bytes) in self.read(small).await? {
             if lying.is_inline() {
+                if inline.is_empty() {
+                    self.held.push(memory.clone());
+                }
                 inline.insert(lying, bytes);
                 continue;
             }

@@ -8,6 +8,7 @@
 pub(crate) mod copy;
 pub(crate) mod external;
 pub(crate) mod fields;
+mod local;
 pub(crate) mod managed;
 mod share;
 pub(crate) mod sidecar;

@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use super::local;
 use super::writer::Held;
 use crate::dataset::join;
 use crate::error::{Error, ErrorCode, Result};
@@ -60,7 +61,7 @@ pub(crate) enum Source {
 
 impl Source {
     /// The next piece from byte `at` on; empty at the end.
-    async fn piece(&self, at: u64) -> Result<Bytes> {
+    pub(super) async fn piece(&self, at: u64) -> Result<Bytes> {
         match self {
             Self::Here((bytes, _)) => Ok(bytes.slice(bytes.len().min(at as usize)..)),
             Self::Copy { size, .. } if at >= *size => Ok(Bytes::new()),
@@ -82,13 +83,13 @@ struct Pack {
 
 /// Why a file's writer has ended early, and whether all shall.
 #[derive(Default)]
-struct Fate {
+pub(super) struct Fate {
     stop: AtomicBool,
     failed: Mutex<Option<Error>>,
 }
 
 impl Fate {
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         match self.failed.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             Some(error) => Err(error.clone()),
             None if self.stop.load(Ordering::Relaxed) => {
@@ -163,14 +164,14 @@ impl Sidecars {
             let (id, file) = self.new_file()?;
             let (payloads, receiver) = mpsc::unbounded_channel();
             let (beside, fate) = (self.beside.clone(), self.fate.clone());
-            self.spawn(async move { write_pack(beside, id, file, receiver, &fate).await });
+            self.spawn(async move { write_pack(beside, id, file, receiver, fate).await });
             self.packs[at] = Some(Pack { id, bytes: 0, payloads });
         }
         let pack = self.packs[at].as_mut().ok_or_else(|| Error::internal("a pack is missing"))?;
         let place = (pack.id, pack.bytes);
+        // Where the writer has ended early, its own error says why, now or at the end.
         if pack.payloads.send(payload).is_err() {
             self.fate.check()?;
-            return Err(Error::internal("a pack's writer ended"));
         }
         pack.bytes += size;
         self.turn.1 += size;
@@ -184,6 +185,9 @@ impl Sidecars {
         self.spawn(async move {
             let _turn = turn.acquire().await;
             fate.check()?;
+            if let Some(path) = local::path(&beside, id) {
+                return local::copy(path, file, fate, source).await;
+            }
             let store = beside.store.as_ref().clone();
             let mut writer = DedicatedBlobWriter::try_new(store, beside.data_file, id).await?;
             loop {
@@ -259,8 +263,17 @@ async fn write_pack(
     id: u32,
     mut file: WrittenFile,
     mut payloads: mpsc::UnboundedReceiver<Payload>,
-    fate: &Fate,
+    fate: Arc<Fate>,
 ) -> Result<WrittenFile> {
+    if let Some(path) = local::path(&beside, id) {
+        return local::write(path, file, fate, move |write| {
+            while let Some((bytes, _memory)) = payloads.blocking_recv() {
+                write(&bytes)?;
+            }
+            Ok(())
+        })
+        .await;
+    }
     let store = beside.store.as_ref().clone();
     let mut writer = PackedBlobWriter::try_new(store, beside.data_file, id).await?;
     while let Some((bytes, memory)) = payloads.recv().await {

@@ -38,6 +38,9 @@ if environment.can_mount():
 else:
     ALL += [storage.file_too_large]
 
+# The others write rows of their own, which have no blobs.
+BLOBS = [fault for fault in ALL if fault is not storage.pin_cleaned_away]
+
 FAULTS: dict[str, list[Fault]] = {
     "write": [
         *ALL,
@@ -48,6 +51,8 @@ FAULTS: dict[str, list[Fault]] = {
         races.meets_compaction,
     ],
     "compact": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
+    "write_blobs": BLOBS,
+    "compact_blobs": BLOBS,
     "create_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
     "create_vector_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],
     "optimize_index": [*ALL, races.meets_delete, races.meets_append, races.meets_compaction],

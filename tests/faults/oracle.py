@@ -53,8 +53,8 @@ def files(uri: str) -> dict[str, int]:
 
 def rows(uri: str, version: int | None = None) -> pa.Table:
     """All rows, in order of their key, as one chunk."""
-    table = lance.dataset(uri, version=version).to_table()
-    return in_order(table)
+    scanner = lance.dataset(uri, version=version).scanner(blob_handling="all_binary")
+    return in_order(scanner.to_table())
 
 
 def in_order(table: pa.Table) -> pa.Table:
@@ -97,6 +97,9 @@ def version(uri: str, number: int, manifest: Path) -> Version:
     used = set()
     for fragment in dataset.get_fragments():
         used |= {f"data/{file.path}" for file in fragment.data_files()}
+        # Payloads of blobs lie in a folder of their data file's name.
+        beside = {f"data/{file.path.removesuffix('.lance')}/" for file in fragment.data_files()}
+        used |= {folder for folder in beside if Path(uri, folder).exists()}
         if (deletions := fragment.deletion_file()) is not None:
             used.add(deletions)
     for index in dataset.describe_indices():

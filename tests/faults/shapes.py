@@ -32,6 +32,23 @@ def table(rows: int, start: int = 0) -> pa.Table:
     return numbers(rows, start).append_column("vector", vectors)
 
 
+def with_films(rows: pa.Table) -> pa.Table:
+    """The rows with a column of payloads, small and large, of which some are the same."""
+
+    def film(key: int) -> bytes | None:
+        if key % 7 == 0:
+            return None
+        size = {0: 300_000, 1: 70_000}.get(key % 500, 40 * (key % 3))
+        # Of the large ones a few are the same.
+        return (b"%08d" % (key % 1500 if size > 1000 else key)) * (size // 8)
+
+    films = pa.array([film(key) for key in rows["id"].to_pylist()], pa.large_binary())
+    return rows.append_column("film", films)
+
+
+FILMS = lt.BlobColumn("film", dedicated_size_threshold=200_000)
+
+
 def write_stream(path: Path, rows: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=1000)
@@ -40,10 +57,10 @@ def write_stream(path: Path, rows: pa.Table) -> None:
 class Sources:
     """The same rows as Parquet files, as Arrow files and as streams of three partitions."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, films: bool = False) -> None:
         folder.mkdir()
         self.folder = folder
-        self.rows = table(ROWS)
+        self.rows = with_films(table(ROWS)) if films else table(ROWS)
         self.parquet, self.arrow = [], []
         for i in range(4):
             part = self.rows.slice(i * ROWS // 4, ROWS // 4)
@@ -134,9 +151,15 @@ class Shapes:
     def sources(self) -> Sources:
         return Sources(self.folder / "sources")
 
+    @functools.cached_property
+    def films(self) -> Sources:
+        return Sources(self.folder / "films", films=True)
+
     def of(self, operation: str) -> list[Shape]:
         kinds = {
             "write": self.writes,
+            "write_blobs": self.blob_writes,
+            "compact_blobs": self.blob_compacts,
             "compact": self.compacts,
             "create_index": self.scalar_indices,
             "create_vector_index": self.vector_indices,
@@ -203,6 +226,58 @@ class Shapes:
             return Shape(f"{mode}-{feed}", "write", template, spec, streams, sources.rows)
 
         return [shape(mode, feed) for mode in modes for feed in feeds]
+
+    def with_blobs(self, name: str, rows: int, per_file: int, **options) -> Path:
+        """A dataset with payloads, some of them shared, and some rows deleted."""
+        path = self.folder / f"{name}.lance"
+        if name not in self.made:
+            spec = lt.Write(
+                path, max_rows_per_file=per_file, blob_columns=[FILMS], dedup="content", **options
+            )
+            lt.run(spec, data=with_films(table(rows, 1_000_000)))
+            lance.dataset(path).delete("id % 50 = 7")
+            self.made[name] = path
+        return path
+
+    def blob_writes(self) -> list[Shape]:
+        sources = self.films
+        feeds = {
+            "parquet": {"sources": sources.parquet, "max_rows_per_file": 5000},
+            "open": {"partitions": PARTS, "max_rows_per_file": 3000},
+        }
+        blobs = {"blob_columns": [FILMS], "dedup": "content"}
+        modes = {
+            "create": (None, blobs),
+            "append": (self.with_blobs("blobs", 3000, 1000), {"dedup": "content"}),
+            "overwrite": (self.with_blobs("blobs", 3000, 1000), blobs),
+        }
+
+        def shape(mode: str, feed: str) -> Shape:
+            template, options = modes[mode]
+
+            def spec(uri: str) -> lt.Write:
+                return lt.Write(uri, mode=mode, **feeds[feed], **options)
+
+            streams = sources.streams if feed == "open" else {}
+            return Shape(f"{mode}-{feed}", "write", template, spec, streams, sources.rows)
+
+        return [shape(mode, feed) for mode in modes for feed in feeds]
+
+    def blob_compacts(self) -> list[Shape]:
+        kinds = {
+            "plain": self.with_blobs("small-blobs", 9000, 1000),
+            "stable": self.with_blobs("stable-blobs", 9000, 1000, enable_stable_row_ids=True),
+        }
+
+        def shape(name: str) -> Shape:
+            return Shape(
+                f"compact-{name}",
+                "compact",
+                kinds[name],
+                lambda uri: lt.Compact(uri, target_rows_per_fragment=3000),
+            )
+
+        return [shape(name) for name in kinds]
 
     def compacts(self) -> list[Shape]:
         kinds = {

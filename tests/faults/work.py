@@ -72,7 +72,7 @@ class Work:
         `tasks` are those of that stage; the results of the ones before are known.
         """
         streams = self.shape.streams
-        schema = self.run.shapes.sources.rows.schema if streams else None
+        schema = self.shape.added.schema if streams and self.shape.added else None
         self.job = lt.prepare(self.shape.spec(self.uri), schema=schema)
         self.job_file = str(self.folder / f"job-{self.job.id}")
         Path(self.job_file).write_bytes(self.job.to_bytes())
@@ -175,7 +175,7 @@ class Work:
         oracle.check_states(before, [after if before.rows is None else before.rows, after], after)
         before.check_kept()
         new = [number for number in oracle.manifests(self.uri) if number > before.latest]
-        if self.run.operation == "compact":
+        if self.shape.operation == "compact":
             # Versions that only reserve fragment ids are anybody's; parts are one commit each.
             changed = oracle.changes(self.uri, before.latest)
             assert changed[-1] == version and len(changed) <= self.parts, (changed, version)
@@ -191,7 +191,7 @@ class Work:
             results = self.run.rng.sample(self.results, self.run.rng.randint(0, len(self.results)))
         self.abort(results)
         oracle.check_untouched(self.before)
-        if self.run.operation != "compact":  # which may have reserved ids, or committed in part
+        if self.shape.operation != "compact":  # which may have reserved ids, or committed in part
             assert oracle.files(self.uri) == self.before.files
 
     def abort(self, results: Iterable[str]) -> dict:

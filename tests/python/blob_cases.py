@@ -107,6 +107,13 @@ def table(values: Iterable[object], start: int = 0, name: str = "blob") -> pa.Ta
     )
 
 
+def stored_as(kind: pa.DataType, values: list[object]) -> pa.Table:
+    """Values of any type between the same two columns."""
+    ids = pa.array(range(len(values)), pa.int64())
+    tails = pa.array([f"tail-{i}" for i in range(len(values))])
+    return pa.table({"id": ids, "docs": pa.array(values, kind), "tail": tails})
+
+
 def binary(values: Iterable[Payload], kind: pa.DataType | None = None, start: int = 0) -> pa.Table:
     """As `table`, of plain bytes."""
     array = pa.array(list(values), kind or pa.large_binary())
@@ -141,9 +148,9 @@ def kinds(dataset: lance.LanceDataset, column: str = "blob") -> list[str | None]
 
 
 def scanned(dataset: lance.LanceDataset, column: str = "blob") -> list[Payload]:
-    return dataset.scanner(columns=[column], blob_handling="all_binary").to_table()[
-        column
-    ].to_pylist()
+    return (
+        dataset.scanner(columns=[column], blob_handling="all_binary").to_table()[column].to_pylist()
+    )
 
 
 def blobs_of(dataset: lance.LanceDataset, column: str = "blob") -> list[Payload]:

@@ -75,9 +75,10 @@ def test_objects_and_parts(objects: Path, uri: str) -> None:
     ]
     write(uri, table(values), max_rows_per_file=4, **bases(objects))
     dataset = check(uri, expected)
-    assert kinds(dataset) == ["external"] * 3 + [None] + ["external"] * 2 + ["inline"] + [
-        "external"
-    ] * 2
+    assert (
+        kinds(dataset)
+        == ["external"] * 3 + [None] + ["external"] * 2 + ["inline"] + ["external"] * 2
+    )
     found = [d for d in descriptors(dataset) if d is not None and d["kind"] == 3]
     assert [(d["blob_id"], d["blob_uri"]) for d in found] == [
         *((3, "one"), (3, "one"), (3, "deep/er/two"), (3, "one"), (3, "one"), (3, "one")),
@@ -235,7 +236,9 @@ def test_wrong_values(case: str, mode: str, objects: Path, uri: str) -> None:
     data = raw(shifted(make(objects)))
     with (
         unchanged(objects),
-        pytest.raises((lt.InvalidArgumentError, lt.SourceError), match=f'(?s)"blob", row 13.*{why}'),
+        pytest.raises(
+            (lt.InvalidArgumentError, lt.SourceError), match=rf'(?s)"blob", row 13.*{why}'
+        ),
     ):
         write(uri, data, max_rows_per_file=5, external_blob_mode=mode, **bases(objects))
     assert listed(uri) == {}
@@ -275,7 +278,7 @@ def test_secrets_are_refused_and_not_quoted(secret: str, mode: str, uri: str) ->
         "ingest": {"external_blob_mode": "ingest"},
         "outside": {"allow_external_blob_outside_bases": True},
     }[mode]
-    with pytest.raises(lt.InvalidArgumentError, match='"blob", row 1.*credentials') as caught:
+    with pytest.raises(lt.InvalidArgumentError, match=r'"blob", row 1.*credentials') as caught:
         write(uri, table([b"x", secret]), **options)
     assert "hunter2" not in str(caught.value) + repr(caught.value)
     assert files(uri) == {}
@@ -310,7 +313,7 @@ def test_wrong_options(options: dict[str, object], why: str, uri: str) -> None:
 def test_the_helper_refuses(arguments: dict[str, object]) -> None:
     with pytest.raises(lt.InvalidArgumentError):
         lt.Blob(**arguments)
-    with pytest.raises(lt.InvalidArgumentError, match="row 1.*int"):
+    with pytest.raises(lt.InvalidArgumentError, match=r"row 1.*int"):
         lt.blob_array([b"x", 5])
 
 

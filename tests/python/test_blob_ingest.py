@@ -13,11 +13,11 @@ from blob_cases import (
     exact_files,
     kinds,
     listed,
+    opened,
     payload,
     put,
     same,
     scanned,
-    opened,
     table,
     write,
 )
@@ -83,7 +83,7 @@ def test_more_than_fits(size: int, part: bool, objects: Path, uri: str) -> None:
     objects.mkdir()
     values, expected = [], []
     for n in range(min(rows, 40)):
-        data = payload(size + n, n)
+        data = payload(size + n + 3, n)
         path = put(objects, f"{n}", data)
         values.append(lt.Blob(uri=path, position=3, size=size) if part else lt.Blob(uri=path))
         expected.append(data[3 : 3 + size] if part else data)
@@ -91,10 +91,9 @@ def test_more_than_fits(size: int, part: bool, objects: Path, uri: str) -> None:
         values, expected = values * 2, expected * 2
     values, expected = values[:rows], expected[:rows]
     spec = lt.Write(uri, blob_columns=["blob"], external_blob_mode="ingest")
-    with lt.Executor(num_threads=2, memory_budget=32 << 20) as executor:
-        job = executor.prepare(spec, schema=table([]).schema)
-        result = executor.execute(job.task("0"), table(values))
-        executor.commit(job, [result])
+    executor = lt.Executor(num_threads=2, memory_budget=32 << 20)
+    job = lt.prepare(spec, schema=table([]).schema)
+    lt.commit(job, [lt.execute(job.task("0"), table(values), executor=executor)])
     dataset = opened(uri)
     assert dataset.count_rows() == rows
     same(scanned(dataset), expected)
@@ -108,21 +107,20 @@ def test_one_object_beyond_the_budget(part: bool, objects: Path, uri: str) -> No
     small = put(objects, "small", b"small")
     large = lt.Blob(uri=path, position=1, size=(40 << 20) - 1) if part else lt.Blob(uri=path)
     values = [lt.Blob(uri=small)] * 20 + [large]
-    spec = lt.Write(
-        uri, blob_columns=["blob"], external_blob_mode="ingest", max_rows_per_file=7
-    )
-    with lt.Executor(num_threads=2, memory_budget=32 << 20) as executor:
-        job = executor.prepare(spec, schema=table([]).schema)
-        with pytest.raises(lt.BudgetExceededError, match=f'"blob", row 20.*{large.size or 40 << 20}'):
-            executor.execute(job.task("0"), table(values))
-        assert listed(uri) == {}
-        # A reference holds nothing; and a larger budget is enough.
-        outside = {"allow_external_blob_outside_bases": True}
-        executor.run(lt.Write(uri, blob_columns=["blob"], **outside), data=table(values))
+    spec = lt.Write(uri, blob_columns=["blob"], external_blob_mode="ingest", max_rows_per_file=7)
+    executor = lt.Executor(num_threads=2, memory_budget=32 << 20)
+    job = lt.prepare(spec, schema=table([]).schema)
+    size = large.size or 40 << 20
+    with pytest.raises(lt.BudgetExceededError, match=rf'"blob", row 20.*{size}'):
+        lt.execute(job.task("0"), table(values), executor=executor)
+    assert listed(uri) == {}
+    # A reference holds nothing; and a larger budget is enough.
+    spec = lt.Write(uri, blob_columns=["blob"], allow_external_blob_outside_bases=True)
+    lt.run(spec, data=table(values), executor=executor)
     assert kinds(opened(uri)) == ["external"] * 21
-    with lt.Executor(num_threads=1, memory_budget=512 << 20) as executor:
-        spec = lt.Write(uri, mode="append", external_blob_mode="ingest")
-        executor.run(spec, data=table(values, start=21))
+    executor = lt.Executor(num_threads=1, memory_budget=512 << 20)
+    spec = lt.Write(uri, mode="append", external_blob_mode="ingest")
+    lt.run(spec, data=table(values, start=21), executor=executor)
     assert kinds(opened(uri))[21:] == ["inline"] * 20 + ["dedicated"]
     same(scanned(opened(uri))[41:], [bytes(40 << 20)[1 if part else 0 :]])
     exact_files(uri)
@@ -153,7 +151,7 @@ def test_objects_and_bytes_share(objects: Path, uri: str) -> None:
     found = descriptors(check(uri, [data] * 3))
     assert len({(d["blob_id"], d["position"]) for d in found}) == 1
     wrong = lt.Blob(uri=path, position=0, size=4999, ref_id=9)
-    with unchanged(uri), pytest.raises(lt.InvalidArgumentError, match="rows 0 and 3.*ref_id 9"):
+    with unchanged(uri), pytest.raises(lt.InvalidArgumentError, match=r"rows 2 and 3.*ref_id 9"):
         data_rows = table([*values, wrong], start=3)
         write(uri, data_rows, mode="append", external_blob_mode="ingest")
 

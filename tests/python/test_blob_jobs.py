@@ -64,9 +64,7 @@ def job(request: pytest.FixtureRequest, uri: str) -> lt.Job:
 
 
 def attempts(job: lt.Job, first: int) -> list[lt.Result]:
-    return [
-        lt.execute(job.task(name), partition(first + n)) for n, name in enumerate("abc")
-    ]
+    return [lt.execute(job.task(name), partition(first + n)) for n, name in enumerate("abc")]
 
 
 @pytest.fixture
@@ -154,6 +152,7 @@ def test_abort_after_the_rows_are_gone(job: lt.Job, first: int, uri: str) -> Non
 
 def test_retried_attempts(job: lt.Job, first: int, uri: str) -> None:
     """An attempt that fails in mid-stream has left no file; the next one does it."""
+
     def broken(n: int):
         data = partition(n)
         yield from data.to_batches(max_chunksize=10)[:3]
@@ -187,9 +186,7 @@ def test_rows_that_are_wrong_leave_no_file(uri: str) -> None:
 def test_execute_all(sources: Path, uri: str) -> None:
     for n in range(4):
         pq.write_table(partition(n), sources / f"{n}.parquet", row_group_size=10)
-    spec = lt.Write(
-        uri, sources=[str(sources)], blob_columns=[COLUMN], max_rows_per_file=16
-    )
+    spec = lt.Write(uri, sources=[str(sources)], blob_columns=[COLUMN], max_rows_per_file=16)
     job = lt.prepare(spec)
     tasks = lt.plan(job)
     assert len(tasks) == 10

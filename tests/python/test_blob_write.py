@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blob columns as they are written: every kind in every mode, forms of input, thresholds, versions."""
+"""Blob columns as they are written: every kind in every mode, forms of input, thresholds."""
 
 from pathlib import Path
 
@@ -98,9 +98,7 @@ def test_sidecars_lie_where_lance_looks(uri: str) -> None:
 # Forms of input
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str
-)
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
 def test_plain_bytes(kind: pa.DataType, uri: str) -> None:
     sizes = [0, None, 1, INLINE, INLINE + 1, DEDICATED, DEDICATED + 1, None, 0]
     payloads = [None if size is None else payload(size) for size in sizes]
@@ -286,7 +284,9 @@ def test_thresholds_differ_by_column(uri: str) -> None:
 
 def test_empty_values_stay_inline_whatever_the_threshold(uri: str) -> None:
     write(
-        uri, binary([b"", b"x", None]), blob_columns=[lt.BlobColumn("blob", inline_size_threshold=0)]
+        uri,
+        binary([b"", b"x", None]),
+        blob_columns=[lt.BlobColumn("blob", inline_size_threshold=0)],
     )
     assert kinds(check(uri, [b"", b"x", None])) == ["inline", "packed", None]
     exact_files(uri)
@@ -302,7 +302,9 @@ def test_packs_are_rolled(by: str, uri: str) -> None:
         column = lt.BlobColumn("blob", **sizes)
         write(uri, data, blob_columns=[column], blob_pack_file_size_threshold=1000)
     elif by == "column":
-        write(uri, data, blob_columns=[lt.BlobColumn("blob", pack_file_size_threshold=1000, **sizes)])
+        write(
+            uri, data, blob_columns=[lt.BlobColumn("blob", pack_file_size_threshold=1000, **sizes)]
+        )
     else:
         field = lt.blob_field("blob", pack_file_size_threshold=1000, **sizes)
         lt.run(lt.Write(uri), data=table(payloads).set_column(1, field, table(payloads)["blob"]))
@@ -324,12 +326,10 @@ def test_several_packs_of_large_payloads(uri: str) -> None:
     exact_files(uri)
 
 
-@pytest.mark.parametrize(
-    "threshold", ["dedicated_size_threshold", "pack_file_size_threshold"]
-)
+@pytest.mark.parametrize("threshold", ["dedicated_size_threshold", "pack_file_size_threshold"])
 def test_thresholds_of_0_are_refused(threshold: str, uri: str) -> None:
     column = lt.BlobColumn("blob", **{threshold: 0})
-    with pytest.raises(lt.InvalidArgumentError, match=f"blob.*{threshold}"):
+    with pytest.raises(lt.InvalidArgumentError, match=rf"blob.*{threshold}"):
         write(uri, binary([b"x"]), blob_columns=[column])
     with pytest.raises(lt.InvalidArgumentError, match="blob_pack_file_size_threshold"):
         write(uri, binary([b"x"]), blob_pack_file_size_threshold=0)
@@ -341,6 +341,6 @@ def test_thresholds_that_are_no_numbers_are_refused(text: str, uri: str) -> None
     key = "lance-encoding:blob-inline-size-threshold"
     data = table([b"x"])
     field = lt.blob_field("blob").with_metadata({**lt.blob_field("blob").metadata, key: text})
-    with pytest.raises(lt.Error, match=f'"blob".*{key}'):
+    with pytest.raises(lt.Error, match=rf'"blob".*{key}'):
         lt.run(lt.Write(uri), data=data.set_column(1, field, data["blob"]))
     assert files(uri) == {}

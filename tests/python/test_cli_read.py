@@ -35,7 +35,9 @@ def test_shorthand(cli: Cli) -> None:
     assert "read 1 task: 3 rows" in done.stdout
     table = read(cli.folder / "out.arrow")
     assert table.to_pydict() == {"_index": [4, 0, 1], "film": [b"44444", b"zero", None]}
-    said = cli.json("take-blobs", "films.lance", "--column=film", "--row-ids=4294967296", "-o", "out.arrow")
+    said = cli.json(
+        "take-blobs", "films.lance", "--column=film", "--row-ids=4294967296", "-o", "out.arrow"
+    )
     assert (said["rows"], said["tasks"], said["output"]) == (1, 1, "out.arrow")
     assert read(cli.folder / "out.arrow")["film"].to_pylist() == [b"three"]
     # Under the name stands a whole file, or what was there before.

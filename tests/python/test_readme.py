@@ -29,6 +29,16 @@ def test_python(tmp_path: Path) -> None:
     assert dataset.stats.index_stats("id_idx")["num_unindexed_rows"] == 0
 
 
+def test_blobs(tmp_path: Path) -> None:
+    imports = "import lance_tasks as lt\nimport pyarrow as pa\n"
+    script = imports + block("blobs")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    payloads = [p.stat().st_size for p in (tmp_path / "films.lance").rglob("*.blob")]
+    assert payloads.count(4_000_000) == len(payloads)
+    films = lance.dataset(tmp_path / "films.lance").to_table()["film"].to_pylist()
+    assert [film and film["kind"] for film in films] == [0, None, 0, 1, 1]
+
+
 def test_shell(tmp_path: Path) -> None:
     rows = "".join(f"{i},place {i}\n" for i in range(100))
     (tmp_path / "trips.csv").write_text("id,place\n" + rows)
@@ -45,6 +55,6 @@ def test_paths_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", ["python", "shell"])
+@pytest.mark.parametrize("name", ["python", "blobs", "shell"])
 def test_blocks_are_marked(name: str) -> None:
     assert block(name).strip()

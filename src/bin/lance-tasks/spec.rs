@@ -169,6 +169,10 @@ fn resolve(value: &'static Value) -> &'static Value {
     }
 }
 
+fn any_of(property: &Value, name: &str) -> bool {
+    property["anyOf"].as_array().is_some_and(|of| of.iter().any(|one| one["type"] == name))
+}
+
 impl Kind {
     fn of(property: &'static Value) -> Self {
         let property = resolve(property);
@@ -196,6 +200,8 @@ impl Kind {
                 _ => Self::Json,
             },
             () if property["additionalProperties"]["type"] == "string" => Self::Map,
+            // A name stands for an object that has no more; the object goes by `--set`.
+            () if any_of(property, "string") => Self::Text(Vec::new()),
             () => Self::Json,
         }
     }

@@ -372,8 +372,8 @@ impl Blobs<'_> {
                         (n, b)
                     })?;
                 missing -= done;
-                let held = self.waiting.take(1, 0).await?;
-                let held = held.ok_or_else(|| Error::internal("no memory for a batch"))?;
+                let mut held = copier.held();
+                held.extend(self.waiting.take(1, 0).await?);
                 alive = open.feed(batch, held);
             }
             open.close(Some(copier.sidecars));

@@ -14,7 +14,7 @@ use lance::dataset::optimize::{
     commit_compaction, plan_compaction,
 };
 use lance_file::version::{ConcreteFileVersion, LanceFileVersion};
-use lance_table::format::Fragment;
+use lance_table::format::{DataFile, Fragment};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,12 @@ impl Operation for Compact {
         // What the dataset's configuration says is pinned with the job, not looked up again later.
         let resolved =
             options.lance(CompactionOptions::from_dataset_config(&dataset.manifest.config)?)?;
+        let version = dataset.manifest.data_storage_format.lance_file_format();
+        if options.data_storage_version.is_none() && has_blobs(&dataset) && !supports(version) {
+            // A dataset that blobs were appended to keeps the version that it was made with.
+            options.data_storage_version = Some(LanceFileVersion::V2_2.to_string());
+        }
+        let resolved = options.lance(resolved)?;
         check_blobs(&dataset, &resolved)?;
         options = pinned(options, &resolved);
         let state = CompactState {
@@ -105,8 +111,13 @@ impl Operation for Compact {
         }
         let dataset = cx.open(&job.uri, job.pin()).await?;
         let blobs = dataset.schema().fields_pre_order().any(|f| f.is_blob());
-        let plan = plan_compaction(&dataset, &state.options.lance(Default::default())?).await?;
-        let tasks = plan.tasks.into_iter().map(|task| NewWork {
+        let options = state.options.lance(Default::default())?;
+        let mut tasks = plan_compaction(&dataset, &options).await?.tasks;
+        let planned: Vec<u64> =
+            tasks.iter().flat_map(|task| task.fragments.iter().map(|f| f.id)).collect();
+        let old = to_migrate(&dataset, &options, &planned);
+        tasks.extend(old.into_iter().map(|fragment| TaskData { fragments: vec![fragment] }));
+        let tasks = tasks.into_iter().map(|task| NewWork {
             key: None,
             rows: task.fragments.iter().map(live_rows).sum(),
             bytes: task.fragments.iter().flat_map(written_sizes).sum(),
@@ -287,6 +298,28 @@ impl Operation for Compact {
             nothing: false,
         })
     }
+}
+
+fn has_blobs(dataset: &Dataset) -> bool {
+    dataset.schema().fields_pre_order().any(|f| f.is_blob_v2())
+}
+
+/// Fragments that Lance has no reason to compact, but that hold blobs in an older form than is wanted.
+fn to_migrate(dataset: &Dataset, options: &CompactionOptions, planned: &[u64]) -> Vec<Fragment> {
+    if !options.data_storage_version.is_some_and(|version| supports(version.resolve())) {
+        return Vec::new();
+    }
+    let blobs: Vec<i32> =
+        dataset.schema().fields_pre_order().filter(|f| f.is_blob()).map(|f| f.id).collect();
+    let old = |file: &DataFile| (file.file_major_version, file.file_minor_version) < (2, 2);
+    let holds = |file: &DataFile| file.fields.iter().any(|id| blobs.contains(id));
+    let fragments = dataset.manifest.fragments.iter();
+    fragments
+        .filter(|f| f.files.iter().any(|file| holds(file) && old(file)))
+        .filter(|f| !planned.contains(&f.id))
+        .filter(|f| !options.excluded_fragment_ids.contains(&(f.id as u32)))
+        .cloned()
+        .collect()
 }
 
 /// What Lance would refuse in each task.

@@ -72,8 +72,8 @@ pub(crate) struct Progress {
     pub bytes: AtomicU64,
 }
 
-/// A batch on its way, with its share of the memory.
-type Queued = (RecordBatch, Held);
+/// A batch on its way, with its shares of the memory.
+type Queued = (RecordBatch, Vec<Held>);
 
 /// A file being filled.
 pub(crate) struct Open {
@@ -85,7 +85,7 @@ pub(crate) struct Open {
 
 impl Open {
     /// Hand a batch on; false where the writer has ended early: its own error says why.
-    pub fn feed(&self, batch: RecordBatch, memory: Held) -> bool {
+    pub fn feed(&self, batch: RecordBatch, memory: Vec<Held>) -> bool {
         self.batches.send((batch, memory)).is_ok()
     }
 
@@ -257,7 +257,7 @@ impl Writer {
 
     fn stream(&self, batches: mpsc::UnboundedReceiver<Queued>) -> SendableRecordBatchStream {
         let (progress, stop) = (self.progress.clone(), self.stop.clone());
-        let stream = futures::stream::unfold(Some((batches, None::<Held>)), move |state| {
+        let stream = futures::stream::unfold(Some((batches, Vec::new())), move |state| {
             let (progress, stop) = (progress.clone(), stop.clone());
             async move {
                 let (mut batches, held) = state?;
@@ -268,10 +268,11 @@ impl Writer {
                     return Some((Err(DataFusionError::External(ended().into())), None));
                 }
                 let (batch, held) = next?;
-                let bytes = held.num_permits() as u64 * UNIT;
+                let units: usize = held.iter().map(|held| held.num_permits()).sum();
+                let bytes = units as u64 * UNIT;
                 progress.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
                 progress.bytes.fetch_add(bytes, Ordering::Relaxed);
-                Some((Ok(batch), Some((batches, Some(held)))))
+                Some((Ok(batch), Some((batches, held))))
             }
         });
         Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), stream))

@@ -154,8 +154,13 @@ fn storage_version(spec: &WriteSpec, dataset: Option<&Dataset>) -> Result<LanceF
         }
         (None, None) => LanceFileVersion::Stable,
     };
-    let blobs =
-        spec.mode != Mode::Append && spec.blob_columns.as_ref().is_some_and(|b| !b.is_empty());
+    let blobs = match (spec.mode, dataset) {
+        // A dataset that blobs were appended to keeps the version that it was made with.
+        (Mode::Append, Some(dataset)) => {
+            dataset.schema().fields_pre_order().any(|f| f.is_blob_v2())
+        }
+        _ => spec.blob_columns.as_ref().is_some_and(|b| !b.is_empty()),
+    };
     Ok(if blobs && !supports(version.resolve()) { LanceFileVersion::V2_2 } else { version })
 }
 

@@ -150,7 +150,7 @@ impl Sink<'_> {
                 }
                 let full =
                     filled.rows >= max_rows || cap.reached(filled.bytes, SLICE.min(max_bytes / 4));
-                match filled.file.feed(slice, held) {
+                match filled.file.feed(slice, vec![held]) {
                     true if full => filled.close(),
                     true => open = Some(filled),
                     // The writer has ended early: its own error says why.

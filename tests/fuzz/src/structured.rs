@@ -41,6 +41,24 @@ fn integer(schema: &Value) -> Values_ {
         .boxed()
 }
 
+/// Whether anything fits: `"not": {}` says nothing does, and an object cannot do without what it requires.
+fn possible(root: &Value, schema: &Value) -> bool {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.rsplit('/').next().unwrap_or_default();
+        return possible(root, &root["$defs"][name]);
+    }
+    let never = schema["not"].as_object().is_some_and(serde_json::Map::is_empty);
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let impossible = |name: &str| {
+        let property = &schema["properties"][name];
+        // Deeper schemas may refer to themselves.
+        let target = property["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+        let target = target.map_or(property, |name| &root["$defs"][name]);
+        target["not"].as_object().is_some_and(serde_json::Map::is_empty)
+    };
+    !never && !required.into_iter().any(impossible)
+}
+
 /// Values that a JSON Schema allows, as far as this library's schema uses it.
 fn by_schema(root: &Value, schema: &Value, key: &str, depth: u32) -> Values_ {
     if let Some(reference) = schema["$ref"].as_str() {
@@ -54,6 +72,7 @@ fn by_schema(root: &Value, schema: &Value, key: &str, depth: u32) -> Values_ {
         if let Some(options) = schema[choice].as_array() {
             let options: Vec<Values_> = options
                 .iter()
+                .filter(|o| possible(root, o))
                 .map(|o| match choice {
                     "enum" => Just(o.clone()).boxed(),
                     _ => by_schema(root, o, key, depth),
@@ -77,8 +96,12 @@ fn by_schema(root: &Value, schema: &Value, key: &str, depth: u32) -> Values_ {
 
 fn of_type(root: &Value, schema: &Value, kind: &str, key: &str, depth: u32) -> Values_ {
     match kind {
+        "number" if key == "older_than" => {
+            (0u32..1_000_000).prop_map(|n| Value::from(f64::from(n) / 4.0)).boxed()
+        }
         "null" => Just(Value::Null).boxed(),
         "boolean" => any::<bool>().prop_map(Value::from).boxed(),
+        "integer" if schema["format"] == "int64" => any::<i64>().prop_map(Value::from).boxed(),
         "integer" => integer(schema),
         // What an f32 holds.
         "number" => any::<f32>()
@@ -96,6 +119,7 @@ fn of_type(root: &Value, schema: &Value, kind: &str, key: &str, depth: u32) -> V
             })
             .boxed(),
         // A URI may carry no password.
+        "string" if key == "older_than" => Just(Value::from("7d")).boxed(),
         "string" if key == "uri" || key == "sources" => {
             "[a-zA-Z0-9_./ \u{e4}*-]{0,20}".prop_map(Value::from).boxed()
         }
@@ -180,14 +204,29 @@ fn contains(said: &Value, answered: &Value, path: &str) -> Result<(), String> {
             .iter()
             .zip(answered)
             .try_for_each(|(one, other)| contains(one, other, &format!("{path}[]"))),
-        // A source may be said as its bare URI.
-        (Value::String(uri), Value::Object(source)) if source.get("uri") == Some(said) => {
-            let _ = uri;
+        // A source may be said as its bare URI, a blob column as its name.
+        (Value::String(_), Value::Object(object))
+            if ["uri", "name"].iter().any(|key| object.get(*key) == Some(said)) =>
+        {
             Ok(())
         }
         (Value::Number(one), Value::Number(other))
             if one.as_f64().map(|f| f as f32) == other.as_f64().map(|f| f as f32)
                 && (one.is_f64() || other.is_f64()) =>
+        {
+            Ok(())
+        }
+        (Value::String(text), Value::Number(seconds))
+            if path.ends_with(".older_than")
+                && text == "7d"
+                && seconds.as_u64() == Some(604_800) =>
+        {
+            Ok(())
+        }
+        // Durations are whole microseconds.
+        (Value::Number(one), Value::Number(other))
+            if path.ends_with(".older_than")
+                && one.as_f64().zip(other.as_f64()).is_some_and(|(a, b)| (a - b).abs() < 1e-6) =>
         {
             Ok(())
         }
