@@ -13,7 +13,7 @@ const SONAME: &str = "liblance_tasks.so.0";
 
 /// Files in the order in which their functions stand in the header; others follow by name.
 const ORDER: &[&str] =
-    &["types.rs", "executor.rs", "verbs.rs", "tables.rs", "guard.rs", "error.rs", "python.rs"];
+    &["types.rs", "executor.rs", "verbs.rs", "tables.rs", "files.rs", "guard.rs", "error.rs", "python.rs"];
 
 fn main() {
     link();

@@ -32,6 +32,7 @@ pub mod commit;
 mod dataset;
 pub mod error;
 pub mod executor;
+pub mod files;
 // What callers must keep to stands once in the module, and in each function's own sections.
 #[allow(unsafe_code, clippy::missing_safety_doc)]
 pub mod ffi;

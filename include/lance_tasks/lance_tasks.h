@@ -156,6 +156,13 @@ typedef struct LanceTasksError LanceTasksError;
 typedef struct LanceTasksExecutor LanceTasksExecutor;
 
 /**
+ * A folder, or a place in an object store, with files in it that appear whole or not at all; where
+ * `lance-tasks` (the command line) keeps its spools. Shared: a `const` handle may be used by any number
+ * of threads at once. Not usable in a child after a fork.
+ */
+typedef struct LanceTasksFiles LanceTasksFiles;
+
+/**
  * Answer of every fallible function: `LANCE_TASKS_OK` or one of the error codes.
  */
 typedef int32_t LanceTasksStatus;
@@ -710,6 +717,88 @@ LanceTasksStatus lance_tasks_rows_to_table(const uint8_t *rows,
                                            size_t rows_len,
                                            struct ArrowArrayStream *out_table,
                                            struct LanceTasksError **out_error);
+
+/**
+ * Open a place.
+ *
+ * # Parameters
+ * `place`: a path, a `file://` URI, or an object store's URI as Lance takes it. `options`: NULL for
+ * defaults; only its storage options are used. `out_files`: receives the handle.
+ * # Returns
+ * `LANCE_TASKS_OK`, or `LANCE_TASKS_INVALID_ARGUMENT` for a place that is none, or whose URI carries
+ * credentials. A folder need not exist: the first put makes it.
+ * # Memory and lifetimes
+ * Free the handle with `lance_tasks_files_free`. Thread-safe.
+ */
+LanceTasksStatus lance_tasks_files_open(const uint8_t *place,
+                                        size_t place_len,
+                                        const struct LanceTasksCallOptions *options,
+                                        struct LanceTasksFiles **out_files,
+                                        struct LanceTasksError **out_error);
+
+/**
+ * Free a handle. NULL is a no-op. Calls under way on other threads must have returned.
+ */
+void lance_tasks_files_free(struct LanceTasksFiles *files);
+
+/**
+ * Read a file.
+ *
+ * # Parameters
+ * `name`: relative to the place, with `/` between its parts. `out_bytes`: receives what is in the file;
+ * NULL and 0 where there is none (an empty file is not NULL).
+ * # Memory and lifetimes
+ * Free `out_bytes` with `lance_tasks_bytes_free`. Thread-safe.
+ */
+LanceTasksStatus lance_tasks_files_get(const struct LanceTasksFiles *files,
+                                       const uint8_t *name,
+                                       size_t name_len,
+                                       struct LanceTasksBytes *out_bytes,
+                                       struct LanceTasksError **out_error);
+
+/**
+ * Write a file; it appears whole or not at all, and is synced.
+ *
+ * # Parameters
+ * `replace`: 0: where there is a file already that differs, that one stays, and the answer is
+ * `LANCE_TASKS_ALREADY_EXISTS`; of several processes that put one name at once, one succeeds. Else: a
+ * file that is there is replaced.
+ * # Memory and lifetimes
+ * `data` is copied. Thread-safe.
+ */
+LanceTasksStatus lance_tasks_files_put(const struct LanceTasksFiles *files,
+                                       const uint8_t *name,
+                                       size_t name_len,
+                                       const uint8_t *data,
+                                       size_t data_len,
+                                       int32_t replace,
+                                       struct LanceTasksError **out_error);
+
+/**
+ * The names in a folder, in order: without the folder, each ending in a NUL.
+ *
+ * # Parameters
+ * `folder`: relative to the place. `out_names`: receives the names; NULL and 0 where there are none, or
+ * no such folder.
+ * # Memory and lifetimes
+ * Free `out_names` with `lance_tasks_bytes_free`. Thread-safe.
+ */
+LanceTasksStatus lance_tasks_files_list(const struct LanceTasksFiles *files,
+                                        const uint8_t *folder,
+                                        size_t folder_len,
+                                        struct LanceTasksBytes *out_names,
+                                        struct LanceTasksError **out_error);
+
+/**
+ * Remove a file; where there is none, that is a success as well.
+ *
+ * # Memory and lifetimes
+ * Thread-safe.
+ */
+LanceTasksStatus lance_tasks_files_delete(const struct LanceTasksFiles *files,
+                                          const uint8_t *name,
+                                          size_t name_len,
+                                          struct LanceTasksError **out_error);
 
 /**
  * Free bytes that the library handed out, and set them to NULL and 0. NULL, or a freed one, is a

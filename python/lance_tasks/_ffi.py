@@ -127,6 +127,12 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "read_all": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
     "commit": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
     "abort": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "files_open": (c_int32, (*_TEXT, c_void_p, c_void_p, c_void_p)),
+    "files_free": (None, (c_void_p,)),
+    "files_get": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p)),
+    "files_put": (c_int32, (c_void_p, *_TEXT, *_TEXT, c_int32, c_void_p)),
+    "files_list": (c_int32, (c_void_p, *_TEXT, c_void_p, c_void_p)),
+    "files_delete": (c_int32, (c_void_p, *_TEXT, c_void_p)),
 }
 
 _functions: SimpleNamespace | None = None

@@ -15,6 +15,7 @@ compile_error!("the panic guard of the C ABI needs panic = \"unwind\"");
 
 mod error;
 mod executor;
+mod files;
 mod guard;
 mod python;
 mod stream;
@@ -26,6 +27,7 @@ pub(crate) mod process;
 
 pub use error::*;
 pub use executor::*;
+pub use files::*;
 pub use python::*;
 pub use stream::{FFI_ArrowArrayStream, FFI_ArrowSchema};
 pub use tables::*;

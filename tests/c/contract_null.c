@@ -23,6 +23,7 @@ static void test_free_null(void) {
     lance_tasks_free_stream(NULL);
     lance_tasks_free_schema(NULL);
     lance_tasks_stream_capsule_free(NULL);
+    lance_tasks_files_free(NULL);
 }
 
 static void test_bytes_free_twice(void) {

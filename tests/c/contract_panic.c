@@ -101,6 +101,32 @@ static LanceTasksStatus to_table(Fixture *f, LanceTasksError **error) {
     return lance_tasks_rows_to_table(JUNK, 2, &f->out, error);
 }
 
+/* A handle that is not looked at before the panic. */
+#define FILES ((LanceTasksFiles *)UNTOUCHED)
+
+static LanceTasksStatus files_open(Fixture *f, LanceTasksError **error) {
+    LanceTasksFiles *out = NULL;
+    return lance_tasks_files_open(JUNK, 2, &f->options, &out, error);
+}
+
+static LanceTasksStatus files_get(Fixture *f, LanceTasksError **error) {
+    return lance_tasks_files_get(FILES, JUNK, 2, &f->bytes, error);
+}
+
+static LanceTasksStatus files_put(Fixture *f, LanceTasksError **error) {
+    (void)f;
+    return lance_tasks_files_put(FILES, JUNK, 2, JUNK, 2, 1, error);
+}
+
+static LanceTasksStatus files_list(Fixture *f, LanceTasksError **error) {
+    return lance_tasks_files_list(FILES, JUNK, 2, &f->bytes, error);
+}
+
+static LanceTasksStatus files_delete(Fixture *f, LanceTasksError **error) {
+    (void)f;
+    return lance_tasks_files_delete(FILES, JUNK, 2, error);
+}
+
 static const struct {
     const char *name;
     LanceTasksStatus (*call)(Fixture *, LanceTasksError **);
@@ -122,6 +148,11 @@ static const struct {
     {"lance_tasks_table_to_rows", to_rows, false, true},
     {"lance_tasks_next_row", next_row, false, true},
     {"lance_tasks_rows_to_table", to_table, false, false},
+    {"lance_tasks_files_open", files_open, false, false},
+    {"lance_tasks_files_get", files_get, false, false},
+    {"lance_tasks_files_put", files_put, false, false},
+    {"lance_tasks_files_list", files_list, false, false},
+    {"lance_tasks_files_delete", files_delete, false, false},
 };
 #define COUNT (sizeof FUNCTIONS / sizeof *FUNCTIONS)
 

@@ -28,7 +28,7 @@ export LANCE_TASKS_TEST_DIR="$work/data"
 mkdir "$LANCE_TASKS_TEST_DIR" "$work/bin"
 
 programs=(contract_null contract_bytes contract_options contract_panic contract_threads
-    contract_races open_write read processes)
+    contract_races open_write read files processes)
 for name in support producer; do
     check "compile $name" "$cc" "${flags[@]}" "${extra[@]}" -c "$here/$name.c" -o "$work/$name.o"
 done
@@ -39,7 +39,7 @@ done
 [[ $failed -eq 0 ]] || { finish; exit 1; }
 
 for name in contract_null contract_bytes contract_options contract_threads contract_races \
-    open_write read; do
+    open_write read files; do
     program "$name" "$work/bin/$name"
 done
 

@@ -12,7 +12,6 @@
 //! Stages are planned by whoever comes first: a stage's tasks are the same in every plan, and its file
 //! is never replaced.
 
-mod files;
 mod names;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +25,7 @@ use lance_tasks::{Descriptor, Error, ErrorCode, Job, Result, Spec, Task, TaskRes
 use rayon::prelude::*;
 use serde_json::Value;
 
-pub use files::Files;
+pub use lance_tasks::files::Files;
 use names::ResultName;
 
 const JOB: &str = "job.json";

@@ -1,5 +1,5 @@
-//! Where a spool's files are: a local folder, an object store, or this process's memory. A file appears
-//! whole or not at all, and [`Files::put_new`] never replaces one.
+//! Small files that processes share, as those of a spool: in a local folder, an object store, or this
+//! process's memory. A file appears whole or not at all, and [`Files::put_new`] never replaces one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Write};
@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use lance_io::object_store::{ObjectStore, ObjectStoreParams, StorageOptionsAccessor};
-use lance_tasks::{Error, ErrorCode, Result};
 use object_store::{ObjectStore as _, ObjectStoreExt, PutMode, PutOptions};
 use rayon::prelude::*;
 use tokio::runtime::Runtime;
+
+use crate::error::{Error, ErrorCode, Result};
 
 /// Requests under way at a time.
 const PARALLEL: usize = 64;
@@ -48,8 +49,8 @@ impl Files {
         let user = rest.split_once('@').map_or("", |(user, _)| user);
         if rest.contains('?') || user.contains(':') {
             return Err(Error::invalid(
-                "the spool's URI carries credentials or a query; give them by \
-                 --spool-storage-options or in the environment",
+                "the spool's URI carries credentials or a query; give them as the spool's storage \
+                 options or in the environment",
             ));
         }
         let mut params = ObjectStoreParams::default();
@@ -156,6 +157,30 @@ impl Files {
         };
         // A put whose answer was lost is repeated by the client, and finds itself.
         Ok(made || self.get(name)?.as_deref() == Some(bytes))
+    }
+
+    /// As [`Files::put_new`]; a file that differs is the error `ALREADY_EXISTS`.
+    pub fn put_once(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if self.put_new(name, bytes)? {
+            return Ok(());
+        }
+        let text = format!("spool {}: there is another {name} already", self.place());
+        Err(Error::new(ErrorCode::AlreadyExists, text))
+    }
+
+    /// Remove a file; none there is fine.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Local(root) => match std::fs::remove_file(root.join(name)) {
+                Err(e) if !missing(&e) => Err(self.io(name, &e)),
+                _ => Ok(()),
+            },
+            Self::Store(store) => store.runtime.block_on(store.delete(name)),
+            Self::Memory(files) => {
+                lock(files).remove(name);
+                Ok(())
+            }
+        }
     }
 
     /// The names in a folder, without the folder, in order. No such folder: none.
@@ -282,6 +307,13 @@ impl Store {
         }
     }
 
+    async fn delete(&self, name: &str) -> Result<()> {
+        match self.store.inner.delete(&self.path(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed(name, e)),
+        }
+    }
+
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
         self.store
             .inner
@@ -310,6 +342,9 @@ mod tests {
         let all = files.get_all(&["a/b".into(), "a/a".into()]).unwrap();
         assert_eq!(all, [b"3", b"4"]);
         assert!(files.get_all(&["a/gone".into()]).is_err());
+        files.delete("a/b").unwrap();
+        files.delete("a/b").unwrap();
+        assert_eq!(files.list("a").unwrap(), ["a"]);
     }
 
     #[test]
