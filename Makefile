@@ -1,5 +1,5 @@
 # make demo    real data through the five verbs, in separate processes and in one
-# make test    every test: Rust, C, C++, Python, faults, fuzzing
+# make test    every test: Rust, C, C++, Python, Ray, faults, fuzzing
 # make soak    the long campaigns: thousands of faults, ten million inputs
 # make bench   beside pylance, in one run; writes benches/RESULTS.md
 # make lint    formats, clippy, ruff, mypy, header drift
@@ -31,7 +31,7 @@ SMALL := $(CARGO_TARGET_DIR)-small
 NODE := $(VENV)/node
 
 .PHONY: help build tools venv node demo test test-rust test-c test-cpp test-abi test-install \
-	test-python test-faults test-fuzz test-loom soak soak-loom soak-races soak-fuzz soak-faults \
+	test-python test-ray test-faults test-fuzz test-loom soak soak-loom soak-races soak-fuzz soak-faults soak-ray \
 	bench lint header check-header install clean
 
 help:
@@ -77,7 +77,7 @@ build: tools
 demo: build venv
 	$(PY) examples/demo/demo.py
 
-test: test-rust test-abi test-c test-cpp test-install test-loom test-fuzz test-python test-faults
+test: test-rust test-abi test-c test-cpp test-install test-loom test-fuzz test-python test-ray test-faults
 
 test-rust: build
 	cargo test --release --locked --lib --bins --tests
@@ -99,6 +99,10 @@ test-install: build
 test-python: build venv node
 	$(PY) -m pytest tests/python -q -n 3 --dist loadfile
 
+# Two simulated nodes on this machine.
+test-ray: build venv
+	$(PY) -m pytest tests/ray -q
+
 test-faults: build venv
 	$(PY) -m pytest tests/faults -q -n 2
 
@@ -108,7 +112,7 @@ test-fuzz: build
 test-loom: tools
 	LOOM_MAX_PREEMPTIONS=3 cargo test --release --locked --target-dir $(SMALL) --manifest-path tests/loom/Cargo.toml --lib
 
-soak: soak-loom soak-races soak-fuzz soak-faults
+soak: soak-loom soak-races soak-fuzz soak-faults soak-ray
 
 soak-loom: tools
 	LOOM_MAX_PREEMPTIONS=5 cargo test --release --locked --target-dir $(SMALL) --manifest-path tests/loom/Cargo.toml --lib
@@ -118,6 +122,10 @@ soak-races: build
 
 soak-fuzz: build
 	cargo run --release --locked --target-dir $(SMALL) --manifest-path tests/fuzz/Cargo.toml -- --inputs 10000000
+
+# Faults at other moments in each round.
+soak-ray: build venv
+	for round in $$(seq 10); do RAY_FAULTS_SEED=$$RANDOM $(PY) -m pytest tests/ray/test_faults.py -q || exit 1; done
 
 # At least a thousand faults per operation, and how each ended.
 soak-faults: build venv

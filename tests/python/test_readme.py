@@ -55,6 +55,6 @@ def test_paths_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", ["python", "blobs", "shell"])
+@pytest.mark.parametrize("name", ["python", "blobs", "shell", "ray"])
 def test_blocks_are_marked(name: str) -> None:
     assert block(name).strip()

@@ -45,6 +45,11 @@ def arrange(moment: str) -> None:
     lt.commit = commit
 
 
+def slow(batch: dict) -> dict:
+    time.sleep(0.2)
+    return batch
+
+
 def main() -> None:
     address, spec, spool, moment = sys.argv[1:5]
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
@@ -55,6 +60,11 @@ def main() -> None:
         from support import numbers
 
         data = [numbers(50, i * 50) for i in range(12)]
+    if given.pop("dataset", None):
+        from ray.data import DataContext
+
+        DataContext.get_current().enable_progress_bars = False
+        data = ray.data.range(600, override_num_blocks=12).map_batches(slow)
     args = json.loads(os.environ.get("DRIVER_ARGS", "{}"))
     outcome = ltr.run(given, data=data, spool=spool, ray_remote_args=args)
     print(json.dumps({"version": outcome.version, "again": outcome.already_committed}), flush=True)

@@ -82,8 +82,21 @@ def other_version(worker: ModuleType) -> None:
 
 
 def busy_store(worker: ModuleType) -> None:
-    """One attempt of a Ray Dataset's write fails once it has read its rows."""
+    """One attempt of a Ray Dataset's write fails once it has written its rows."""
     import lance_tasks as lt
+
+    def fail() -> None:
+        raise lt.StorageError("the store is busy")
+
+    _once_written(fail)
+
+
+def dying_writer(worker: ModuleType) -> None:
+    """The process of one attempt of a Ray Dataset's write dies once it has written its rows."""
+    _once_written(lambda: os.kill(os.getpid(), 9))
+
+
+def _once_written(what: Callable[[], None]) -> None:
     from lance_tasks import verbs
 
     real = verbs.execute_stream
@@ -93,6 +106,6 @@ def busy_store(worker: ModuleType) -> None:
         real(*given)
         with contextlib.suppress(FileExistsError):
             mark.touch(exist_ok=False)
-            raise lt.StorageError("the store is busy")
+            what()
 
     verbs.execute_stream = failing

@@ -58,7 +58,6 @@ def test_no_secret_is_anywhere(
     ltr.run(lt.Compact(bucket.uri()), spool=tmp_path / "spool", **options)
     assert_same(bucket.table(), numbers(500))
     wrong = {**bucket.options, "aws_endpoint": "http://127.0.0.1:9", **stores.IMPATIENT}
-    append = lt.Write(bucket.uri(), mode="append")
     errors = []
     for attempt in (
         lambda: ltr.run(lt.Compact(bucket.uri()), storage_options=wrong, max_retries=0),

@@ -48,3 +48,15 @@ def test_index(tmp_path: Path) -> None:
     dataset = lance.dataset(tmp_path / "images.lance")
     covered = {i.name: i.num_rows_indexed for i in dataset.describe_indices()}
     assert covered == {"id_idx": 21_000, "v_idx": 21_000}
+
+
+def test_readme(tmp_path: Path, cluster) -> None:
+    from test_readme import block
+
+    script = f"import ray\nray.init({cluster.address!r}, log_to_driver=False)\n{block('ray')}"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    dataset = lance.dataset(tmp_path / "rides.lance")
+    assert sorted(dataset.to_table()["id"].to_pylist()) == list(range(10_000))
+    (index,) = dataset.describe_indices()
+    assert index.num_rows_indexed == 10_000 and len(dataset.get_fragments()) == 1
+    assert (tmp_path / "compact.html").exists() and (tmp_path / "spool/outcome.json").exists()

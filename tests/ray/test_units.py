@@ -5,15 +5,16 @@ import io
 import json
 import pickle
 import re
+import sys
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pytest
 from support import numbers
 
 import lance_tasks as lt
-from lance_tasks.ray._places import open_place
 from lance_tasks.ray._progress import Bar
 from lance_tasks.ray._results import Results
 from lance_tasks.ray._spool import _grouped
@@ -62,6 +63,37 @@ def test_the_bar() -> None:
     assert file.getvalue() == "", "nothing where there is no terminal"
 
 
+def test_the_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One output, which is replaced. IPython is stood in for."""
+    shown: list[str] = []
+
+    class ZMQInteractiveShell:
+        pass
+
+    class Handle:
+        def update(self, data: dict, raw: bool) -> None:
+            shown[-1] = data["text/plain"]
+
+    def display(data: dict, raw: bool, display_id: bool) -> Handle:
+        shown.append(data["text/plain"])
+        return Handle()
+
+    ipython, module = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython, module.display = ZMQInteractiveShell, display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    bar = Bar("compact", True, io.StringIO())
+    assert bar.shown and not Bar("compact", False, io.StringIO()).shown
+    bar.counts.total = 2
+    for done in range(3):
+        bar.counts.done = done
+        bar.update(now=True)
+    bar.say("a worker is lost")
+    bar.close()
+    bar_text = f"compact [{'#' * 24}] 2/2 tasks, 0 rows, 0 B"
+    assert shown == [f"a worker is lost\n{bar_text}"]
+
+
 def test_the_timeline_at_a_glance(tmp_path: Path) -> None:
     timeline = Timeline()
     for i in range(6):
@@ -71,7 +103,7 @@ def test_the_timeline_at_a_glance(tmp_path: Path) -> None:
     timeline.add(node="n2", worker="worker 1", task="task 9", kind="again", **slow)
     beside = {"start": 101.0, "end": 102.0}
     timeline.add(node="n2", worker="worker 1", task="<b>", kind="lost", **beside)
-    timeline.write([tmp_path / "t.json", tmp_path / "t.svg"])
+    timeline.write([str(tmp_path / "t.json"), str(tmp_path / "t.svg")])
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert len([e for e in events if e["ph"] == "X"]) == 8
     # What a worker does side by side has lanes of its own.
@@ -80,7 +112,7 @@ def test_the_timeline_at_a_glance(tmp_path: Path) -> None:
     assert picture.count('stroke="#f0ad00" stroke-width="2"') == 1, "the straggler is framed"
     assert "&lt;b&gt;" in picture and "<b>" not in picture
     assert "8 attempts in 10.0 s: 6 ok, 1 again, 1 lost" in picture
-    Timeline().write(tmp_path / "empty.html")
+    Timeline().write([str(tmp_path / "empty.html")])
 
 
 def test_names_of_results() -> None:
@@ -93,29 +125,11 @@ def test_names_of_results() -> None:
     assert [item for _, group in groups for item in group] == many
 
 
-def test_places(tmp_path: Path) -> None:
-    place = open_place(str(tmp_path / "new"), {})
-    assert place.get("a/b") is None and place.list("a") == []
-    assert place.put_new("a/b", b"1") and place.put_new("a/b", b"1")
-    assert not place.put_new("a/b", b"2") and place.get("a/b") == b"1"
-    place.put("a/b", b"3")
-    place.put("a/a", b"4")
-    assert place.list("a") == ["a", "b"] and place.get("a/b") == b"3"
-    place.delete("a/b")
-    place.delete("a/b")
-    assert place.list("a") == ["a"]
-    assert [p.name for p in (tmp_path / "new" / "a").iterdir()] == ["a"], "nothing temporary stays"
-    for uri in ("s3://key:hidden@bucket/x", "az://c/x?sig=hidden"):
-        with pytest.raises(lt.InvalidArgumentError) as caught:
-            open_place(uri, {})
-        assert "hidden" not in str(caught.value)
-
-
 def test_tensors() -> None:
     import numpy as np
     from ray.data.extensions.tensor_extension import ArrowTensorArray
 
-    from lance_tasks.ray._tensors import plain
+    from lance_tasks.ray._tables import plain
 
     vectors = ArrowTensorArray.from_numpy(np.arange(12, dtype="float32").reshape(4, 3))
     table = plain(pa.table({"v": vectors}).slice(1, 2))

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ray Datasets through the Datasink."""
 
+import io
+import json
 import os
+import sys
 from pathlib import Path
 
 import lance
@@ -36,6 +39,15 @@ def test_modes(uri: str) -> None:
     with pytest.raises(lt.AlreadyExistsError):
         ltr.write(ray.data.range(10), uri)
     oracle.check_no_stray(uri)
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin in the driver's folder, whoever prepares the job."""
+    monkeypatch.chdir(tmp_path)
+    ltr.write(ray.data.range(10), "known.lance")
+    ltr.write(ray.data.range(10).map_batches(lambda b: b), "unknown.lance")
+    ltr.run(lt.Compact("known.lance"))
+    assert ids(str(tmp_path / "known.lance")) == ids(str(tmp_path / "unknown.lance"))
 
 
 def test_run_takes_a_dataset(uri: str) -> None:
@@ -75,7 +87,7 @@ def test_fused(uri: str, capfd: pytest.CaptureFixture) -> None:
 
 def test_vectors(uri: str) -> None:
     ds = ray.data.range(60, override_num_blocks=3).map_batches(
-        lambda b: {"id": b["id"], "v": np.ones((len(b["id"]), 8), "float32") * b["id"][:, None]}
+        lambda b: {"id": b["id"], "v": np.repeat(b["id"][:, None], 8, 1).astype("float32")}
     )
     ltr.write(ds, uri)
     table = read(uri).sort_by("id")
@@ -161,10 +173,25 @@ def test_a_write_worker_is_killed(uri: str, tmp_path: Path) -> None:
     oracle.check_no_stray(uri)
 
 
+def test_a_writer_dies_with_its_files_written(uri: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    hook = nodes.hooked("dying_writer", MARK=str(tmp_path / "mark"))
+    ds = ray.data.range(100, override_num_blocks=4)
+    ltr.write(ds, uri, ray_remote_args=hook, timeline=path)
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["ph"] == "X"]
+    assert sorted(e["cat"] for e in events) == ["again", "lost", "ok", "ok", "ok"]
+    assert ids(uri) == list(range(100))
+    oracle.check_no_stray(uri)
+
+
 def test_the_store_fails_for_a_while(uri: str, tmp_path: Path) -> None:
     hook = nodes.hooked("busy_store", MARK=str(tmp_path / "mark"))
     ds = ray.data.range(100, override_num_blocks=4)
-    ltr.write(ds, uri, ray_remote_args=hook)
+    path = tmp_path / "t.json"
+    ltr.write(ds, uri, ray_remote_args=hook, timeline=path)
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["ph"] == "X"]
+    assert sorted(e["cat"] for e in events) == ["again", "failed", "ok", "ok", "ok"]
+    assert [e["args"]["error"] for e in events if e["cat"] == "failed"] == ["IO"]
     assert ids(uri) == list(range(100))
     oracle.check_no_stray(uri)
     (tmp_path / "mark").unlink()
@@ -215,3 +242,21 @@ def test_spool_of_a_driver_that_died_while_reading(uri: str, tmp_path: Path) -> 
     assert ltr.write(ray.data.range(100, override_num_blocks=4), uri, spool=spool).rows == 100
     oracle.check_no_stray(uri)
     assert not (spool / "pending.json").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    ds = ray.data.range(1000, override_num_blocks=10)
+    ltr.write(ds, uri)
+    assert "write 10 tasks, 1,000 rows, " in terminal.getvalue()
+    ltr.run(lt.Compact(uri))
+    assert "1/1 tasks, 1,000 rows" in terminal.getvalue()
+    before = terminal.getvalue()
+    ltr.write(ds, uri, mode="append", progress=False)
+    assert "tasks" not in terminal.getvalue()[len(before) :]

@@ -15,17 +15,18 @@ shipped by `runtime_env`. No other Lance client is needed, on the driver or on w
 from __future__ import annotations
 
 from ._errors import WorkerLostError, WorkerStartError
-from ._run import run
+from ._run import abort, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._read import read
-    from ._write import LanceDatasink, write
+    from ._sink import LanceDatasink
+    from ._write import write
 
-__all__ = ["LanceDatasink", "WorkerLostError", "WorkerStartError", "read", "run", "write"]
+__all__ = ["LanceDatasink", "WorkerLostError", "WorkerStartError", "abort", "read", "run", "write"]
 
 # ray.data takes a second to import.
-_LAZY = {"LanceDatasink": "_write", "read": "_read", "write": "_write"}
+_LAZY = {"LanceDatasink": "_sink", "read": "_read", "write": "_write"}
 
 
 def __getattr__(name: str) -> object:

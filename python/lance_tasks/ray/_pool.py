@@ -24,24 +24,28 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._progress import Bar
+    from ._retry import Limits
     from ._timeline import Timeline
 
 log = logging.getLogger("lance_tasks.ray")
 
-# Beside the tasks that a worker executes, one that waits there for its turn.
-_AHEAD = 1
+# Where tasks take less than so many seconds, one more waits on each worker for its turn: the way to
+# the driver and back would count. Elsewhere the next one goes to whoever is free first.
+_BRIEF = 0.5
 # Workers that die before they are ready, in a row, until the job is given up.
 _BAD_STARTS = 3
 _TICK = 0.25
 _PAUSE_MAX = 30.0
-# Seconds for cancelled attempts to remove what they wrote.
-_CANCEL_TIME = 20.0
+# Seconds for cancelled attempts to remove what they wrote; their workers are killed then, and the
+# job's abort does it.
+_CANCEL_TIME = 5.0
 _WAITING_TIME = 30.0
-# How much longer than the median a task takes before it is attempted again beside itself, at least
-# so many seconds, and how many must be done for there to be a median.
+# How much longer than the median of those that are done a task takes before it is attempted again
+# beside itself, and at least so many seconds. No fewer must be done than are under way.
 _STRAGGLER = 2.0
 _STRAGGLER_MIN = 1.0
-_STRAGGLER_AFTER = 3
+# How many of the last tasks say how long one takes.
+_RECENT = 256
 
 _attempt_names = itertools.count()
 
@@ -76,7 +80,7 @@ class Work:
 
 
 class _Attempt:
-    __slots__ = ("cancelled", "member", "name", "started", "work")
+    __slots__ = ("cancelled", "charged", "member", "name", "started", "work")
 
     def __init__(self, work: Work, member: _Member) -> None:
         self.name = str(next(_attempt_names))
@@ -84,6 +88,8 @@ class _Attempt:
         self.member = member
         self.started = time.time()
         self.cancelled = False
+        # It was being executed, not only waiting, when its worker was lost.
+        self.charged = False
 
 
 class _Member:
@@ -109,7 +115,7 @@ class Pool:
         size: how many; None: as many as the cluster has CPUs for.
         remote_args: Ray's options of the actors.
         storage: storage options for the workers.
-        max_retries: further attempts per task, of failures and of deaths each.
+        limits: also of the further attempts per task, for failures and for deaths each.
         speculate: attempt stragglers a second time.
     """
 
@@ -118,7 +124,7 @@ class Pool:
         size: int | None,
         remote_args: Mapping[str, Any] | None,
         storage: Storage,
-        max_retries: int,
+        limits: Limits,
         speculate: bool,
         bar: Bar,
         timeline: Timeline | None,
@@ -128,13 +134,13 @@ class Pool:
         self._threads = max(1, int(cpus))
         # Actors are replaced here, where it is known what they had to do.
         args |= {"max_restarts": 0, "max_task_retries": 0}
-        args["max_concurrency"] = self._threads + _AHEAD + 2
+        args["max_concurrency"] = self._threads + 3
         self._actor = ray.remote(Worker).options(**args)
         self._budget = memory_budget(args.get("memory"), cpus)
         self._size = size or max(1, int(_resources().get("CPU", 1) / max(cpus, 0.25)))
         self._storage = storage
         self._versions = versions()
-        self._max_retries = max_retries
+        self._limits = limits
         self._speculate = speculate
         self._bar = bar
         self._timeline = timeline
@@ -148,7 +154,7 @@ class Pool:
         self._queue: deque[Work] = deque()
         self._later: list[tuple[float, int, Work]] = []
         self._order = itertools.count()
-        self._durations: list[float] = []
+        self._durations: deque[float] = deque(maxlen=_RECENT)
         # Attempts that ended otherwise than with a result that is used may have left files.
         self.stray = False
 
@@ -169,12 +175,16 @@ class Pool:
             count: how many works there are, if that is known.
         """
         source = iter(works)
-        self._durations = []
+        self._durations.clear()
         self._want(min(self._size, count) if count is not None else self._size)
         more = True
         while True:
+            self._limits.check()
             more = self._dispatch(source, more)
-            if not (more or self._running or self._queue or self._later):
+            if not (more or self._queue or self._later) and all(
+                attempt.work.done for attempt in self._running.values()
+            ):
+                # What is still running has lost to another attempt.
                 return
             for ref in self._wait():
                 if ref in self._starting:
@@ -201,7 +211,9 @@ class Pool:
     def _free(self) -> _Member | None:
         """The worker with the least to do, if it can do more."""
         member = min(self._ready, key=lambda m: m.load, default=None)
-        return member if member and member.load < self._threads + _AHEAD else None
+        recent = self._durations
+        room = self._threads + (1 if recent and sum(recent) < _BRIEF * len(recent) else 0)
+        return member if member and member.load < room else None
 
     def _start(self, work: Work, member: _Member) -> None:
         if work.refs is None:
@@ -240,13 +252,20 @@ class Pool:
             result, facts = ray.get(ref)
         except rx.RayTaskError as e:
             self._note(attempt, "failed")
-            raise self._worker_error(e, attempt.member) from None
+            # Of the functions that give the data, say.
+            raise e.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
+        except rx.ObjectLostError as e:
+            self._note(attempt, "failed")
+            self._bar.counts.failed += 1
+            lost = f"data of task {work.index}: {type(e).__name__}"
+            self._failed(work, {"code": "IO", "class": "retry_task", "message": lost}, give_up)
+            return
         except rx.RayError as e:
             self._lost(attempt, e, give_up)
             return
         if facts["ok"] and not work.done:
             work.done, work.refs = True, None
-            self._durations.append(time.time() - attempt.started)
+            self._durations.append(facts["elapsed"])
             self._note(attempt, "again" if work.attempts > 1 else "ok", facts)
             self._bar.counts.done += 1
             self._bar.counts.rows += facts["rows"]
@@ -269,7 +288,7 @@ class Pool:
     ) -> None:
         error = from_code(described["code"], described["message"], described["class"])
         work.failures += 1
-        if error.retry_class == "retry_task" and work.failures <= self._max_retries:
+        if error.retry_class == "retry_task" and work.failures <= self._limits.max_retries:
             log.info("task %d failed and is tried again: %s", work.index, error.code)
             self._again(work, work.failures)
         elif not any(a.work is work for a in self._running.values()):
@@ -280,21 +299,25 @@ class Pool:
         self, attempt: _Attempt, error: BaseException, give_up: Callable[[Work, Error], None]
     ) -> None:
         """The worker is dead, or cannot be reached any more."""
-        work = attempt.work
+        work, member = attempt.work, attempt.member
         self.stray = True
-        self._bury(attempt.member, error)
+        if not member.dead:
+            held = [attempt, *(a for a in self._running.values() if a.member is member)]
+            for other in sorted(held, key=lambda a: a.started)[: self._threads]:
+                other.charged = True
+        self._bury(member, error)
         self._note(attempt, "lost")
         if work.done or attempt.cancelled:
             return
         self._bar.counts.failed += 1
-        work.deaths += 1
-        if work.deaths <= self._max_retries:
+        work.deaths += attempt.charged
+        if work.deaths <= self._limits.max_retries:
             self._queue.appendleft(work)
         elif not any(a.work is work for a in self._running.values()):
             work.done, work.refs = True, None
             text = f"task {work.index}: {work.deaths} workers were lost while they had it, the last"
             why = str(error).strip().partition("\n")[0] or type(error).__name__
-            give_up(work, WorkerLostError(f"{text} on {attempt.member.host}: {why}"))
+            give_up(work, WorkerLostError(f"{text} on {member.host}: {why}"))
 
     def _again(self, work: Work, failures: int) -> None:
         pause = min(0.25 * 2**failures, _PAUSE_MAX) * random.uniform(0.75, 1.25)
@@ -302,7 +325,7 @@ class Pool:
 
     def _second_attempts(self) -> None:
         """Attempt stragglers beside themselves, where workers have nothing to do."""
-        if len(self._durations) < _STRAGGLER_AFTER:
+        if not self._durations or len(self._durations) < min(len(self._running), _RECENT):
             return
         median = sorted(self._durations)[len(self._durations) // 2]
         limit = max(median * _STRAGGLER, _STRAGGLER_MIN)
@@ -411,15 +434,18 @@ class Pool:
 
     def close(self) -> None:
         """Cancel what is running, give it time to remove what it wrote, and end the workers."""
-        attempts = self._running
-        if attempts:
+        running = dict(self._running)
+        if running:
             self.stray = True
-            for attempt in attempts.values():
-                if not attempt.member.dead:
+            for attempt in running.values():
+                if not (attempt.member.dead or attempt.cancelled):
                     attempt.member.actor.cancel.remote(attempt.name)
-            ray.wait(list(attempts), num_returns=len(attempts), timeout=_CANCEL_TIME)
-            for attempt in attempts.values():
+            ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_TIME)
+            for attempt in running.values():
                 self._note(attempt, "cancelled")
         for member in [*self._ready, *self._starting.values()]:
             ray.kill(member.actor)
+        if running:
+            # Killed ones must be gone before somebody looks for what they left.
+            ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_TIME)
         self._running, self._ready, self._starting = {}, [], {}

@@ -17,11 +17,11 @@ import itertools
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import lance_tasks as lt
 from lance_tasks import _arrow, _ffi
-
-from ._places import open_place
+from lance_tasks.files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _ABORTED = "aborted.json"
 _PENDING = "pending.json"
 _NAME = re.compile(r"(\d+)\.([0-9x_-]+)\.(ok|failed)\.[0-9a-f-]+\.arrow")
 _TASKS_MAX = 160
+_AT_A_TIME = 16
 # A killed driver loses no more than the results of so many seconds.
 _EVERY = 1.0
 
@@ -47,7 +48,7 @@ class Spool:
     """
 
     def __init__(self, place: str, storage_options: Mapping[str, str]) -> None:
-        self._files = open_place(place, storage_options)
+        self._files = Files(place, storage_options)
         self._place = place
         self._waiting: list[tuple[int, int, bool, str, bytes]] = []
         self._due = 0.0
@@ -60,13 +61,13 @@ class Spool:
             InvalidArgumentError: the spool is of other work.
             InvalidStateError: the job was aborted.
         """
-        self._job = self._files.get(_JOB) or b""
-        if not self._job:
-            return None
         if self._files.get(_ABORTED) is not None:
             raise lt.InvalidStateError(
                 f"spool {self._place}: the job was aborted; take another place for a new one"
             )
+        self._job = self._files.get(_JOB) or b""
+        if not self._job:
+            return None
         value = json.loads(self._job)
         own, other = value.get("spec") or {}, json.loads(spec)
         differing = sorted(k for k in {*own, *other} if own.get(k) != other.get(k))
@@ -79,6 +80,11 @@ class Spool:
                 )
             )
         return lt.Job.from_bytes(self._job)
+
+    def job(self) -> lt.Job | None:
+        """The job of the spool, of whatever spec, or one that is pending."""
+        data = self._files.get(_JOB) or self._files.get(_PENDING)
+        return None if data is None else lt.Job.from_bytes(data)
 
     def create(self, job: lt.Job, spec: bytes) -> None:
         """Put a job where there is none.
@@ -151,13 +157,19 @@ class Spool:
     def results(self) -> list[bytes]:
         """Every result, of every attempt."""
         found: list[bytes] = []
-        for name in self._files.list("results"):
-            match = _NAME.fullmatch(name)
-            if match is None:
-                raise lt.DecodeError(f"spool {self._place}: results/{name} is no result of a spool")
-            data = self._files.get(f"results/{name}") or b""
-            found += [data] if match[2].isdigit() else _rows(data)
+        names = self._files.list("results")
+        with ThreadPoolExecutor(_AT_A_TIME) as threads:
+            for name, data in zip(names, threads.map(self._result, names), strict=True):
+                match = _NAME.fullmatch(name)
+                if match is None:
+                    raise lt.DecodeError(
+                        f"spool {self._place}: results/{name} is no result of a spool"
+                    )
+                found += [data] if match[2].isdigit() else _rows(data)
         return found
+
+    def _result(self, name: str) -> bytes:
+        return self._files.get(f"results/{name}") or b""
 
     def outcome(self) -> lt.Outcome | None:
         """What a commit of the whole job did, if there was one."""
@@ -173,6 +185,12 @@ class Spool:
         import dataclasses
 
         self._files.put(_OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=2).encode())
+
+    def put_aborted(self, report: lt.AbortReport) -> None:
+        """Note that the job was given up."""
+        import dataclasses
+
+        self._files.put(_ABORTED, json.dumps(dataclasses.asdict(report), indent=2).encode())
 
     def pending(self) -> bytes | None:
         """The job of a driver that died while it read its data."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
+
+from lance_tasks.errors import InvalidArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
+
+    Places = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+log = logging.getLogger("lance_tasks.ray")
 
 # How an attempt ended, with the colour of its bar.
 _COLOURS = {
@@ -68,13 +75,16 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._attempts)
 
-    def write(self, places: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
+    def write(self, files: list[str]) -> None:
         """Write it to each of the files: ``.json`` a trace, ``.svg`` or ``.html`` a picture."""
-        for place in [places] if isinstance(places, (str, os.PathLike)) else places:
-            path = os.fspath(place)
-            text = _FORMATS[check_place(path)](self)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+        for path in files:
+            text = _FORMATS[_ending(path)](self)
+            try:
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as e:
+                # The job is done by now, or has an error of its own.
+                log.warning("timeline: %s", e)
 
     def trace(self) -> str:
         """Chrome's trace events, which Perfetto reads as well."""
@@ -178,16 +188,27 @@ class Timeline:
         return rows
 
 
-def check_place(path: str) -> str:
-    """The kind of a timeline's file by its name.
+def places(timeline: Places | None) -> list[str]:
+    """The files that are to be written.
 
     Raises:
-        ValueError: it is none of those that there are.
+        InvalidArgumentError: a name's ending is none of those that there are, or its folder is not
+            there.
     """
-    ending = os.path.splitext(path)[1].lower()
-    if ending not in _FORMATS:
-        raise ValueError(f"timeline: {path!r} ends in none of {', '.join(_FORMATS)}")
-    return ending
+    if timeline is None:
+        return []
+    given = [timeline] if isinstance(timeline, (str, os.PathLike)) else timeline
+    files = [os.fspath(place) for place in given]
+    for path in files:
+        if _ending(path) not in _FORMATS:
+            raise InvalidArgumentError(f"timeline: {path!r} ends in none of {', '.join(_FORMATS)}")
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            raise InvalidArgumentError(f"timeline: {path!r}: there is no such folder")
+    return files
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 _FORMATS = {
