@@ -211,3 +211,24 @@ def test_a_worker_with_more_cpus(uri: str) -> None:
     make_dataset(uri)
     ltr.run(lt.Compact(uri, target_rows_per_fragment=300), ray_remote_args={"num_cpus": 0.5})
     assert_same(read(uri), numbers(1200))
+
+
+def test_data_that_need_the_clusters_cpus(uri: str) -> None:
+    """References to tasks that are not done, and an iterable that Ray feeds."""
+
+    @ray.remote
+    def make(i: int) -> pa.Table:
+        time.sleep(0.3)
+        return pa.table({"id": range(i * 10, i * 10 + 10)})
+
+    ltr.run(lt.Write(uri), data=[make.remote(i) for i in range(8)], timeout=60)
+    assert read(uri)["id"].to_pylist() == list(range(80))
+    ds = ray.data.range(400, override_num_blocks=20).map_batches(lambda b: b)
+    batches = ds.iter_batches(batch_size=20, batch_format="pyarrow")
+    ltr.run(lt.Write(uri + "2"), data=batches, timeout=60)
+    assert sorted(read(uri + "2")["id"].to_pylist()) == list(range(400))
+
+
+def test_no_block_in_a_partition(uri: str) -> None:
+    with pytest.raises(lt.InvalidArgumentError, match="empty tuple"):
+        ltr.run(lt.Write(uri), data=[(), *blocks()])

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import lance
@@ -260,3 +262,67 @@ def test_the_bar(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = terminal.getvalue()
     ltr.write(ds, uri, mode="append", progress=False)
     assert "tasks" not in terminal.getvalue()[len(before) :]
+
+
+def test_a_sink_writes_once(uri: str) -> None:
+    sink = ltr.LanceDatasink(lt.Write(uri))
+    ray.data.range(10).write_datasink(sink)
+    assert sink.outcome is not None and sink.outcome.rows == 10
+    with pytest.raises(lt.InvalidStateError, match="make another"):
+        ray.data.range(20).write_datasink(sink)
+    assert ids(uri) == list(range(10))
+    oracle.check_no_stray(uri)
+
+
+def test_no_block_is_left_out(uri: str) -> None:
+    def fails(b: dict) -> dict:
+        if b["id"][0] == 0:
+            raise ZeroDivisionError("of a user")
+        return b
+
+    ds = ray.data.range(100, override_num_blocks=4).map_batches(fails)
+    ds.context.max_errored_blocks = 2
+    with pytest.raises(Exception, match="of a user"):
+        ltr.write(ds, uri)
+    assert not Path(uri).exists() or not oracle.files(uri)
+    assert ds.context.max_errored_blocks == 2
+
+
+def test_nothing_stays_in_the_cluster(uri: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    ltr.write(ray.data.range(100).map_batches(lambda b: b), uri, timeline=uri + ".json")
+    assert _internal_kv_list(b"", namespace=b"lance_tasks") == []
+
+
+def test_two_drivers_on_one_spool(uri: str, tmp_path: Path) -> None:
+    """One that begins while another reads takes it for dead; the other ends, and says why."""
+    spool = tmp_path / "spool"
+    schema = pa.schema([("id", pa.int64())])
+    started = tmp_path / "started"
+
+    def waits(b: dict) -> dict:
+        started.touch()
+        time.sleep(4)
+        return b
+
+    failed: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            slow = ray.data.range(10, override_num_blocks=1).map_batches(waits)
+            ltr.write(slow, uri, schema=schema, spool=spool)
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while not started.exists():
+        time.sleep(0.05)
+    rows = ray.data.range(20, override_num_blocks=1)
+    assert ltr.write(rows, uri, schema=schema, spool=spool).rows == 20
+    thread.join()
+    assert isinstance(failed[0], (lt.InvalidStateError, lt.Error)), failed
+    assert ids(uri) == list(range(20))
+    oracle.check_no_stray(uri)
+    assert ltr.write(rows, uri, schema=schema, spool=spool).already_committed

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import ray
 
 from lance_tasks import _arrow
+from lance_tasks.errors import InvalidArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class Blocks:
         groups = _grouped(data, min_rows)
         self._groups: Any = list(groups) if isinstance(data, Sequence) else groups
         self.count = len(self._groups) if isinstance(self._groups, list) else None
+
+    def references(self) -> list[Any]:
+        """Those blocks that are in Ray's object store, or will be."""
+        if self.count is None:
+            return []
+        return [b for group in self._groups for b in group if isinstance(b, ray.ObjectRef)]
 
     def first(self) -> Any:
         """A block, to see the schema of."""
@@ -63,6 +70,8 @@ def _grouped(data: Iterable[Any], min_rows: int | None) -> Iterator[tuple[Any, .
     rows = 0
     for item in data:
         blocks = list(item) if isinstance(item, (list, tuple)) else [item]
+        if not blocks:
+            raise InvalidArgumentError("data: a partition without a block, an empty tuple")
         sizes = [_rows_of(block) for block in blocks]
         group += blocks
         rows += sum(size or 0 for size in sizes)

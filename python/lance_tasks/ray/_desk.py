@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that write tasks of a Ray Dataset ask: for the job, and whether to begin at all."""
+"""What the driver and the write tasks of a Ray Dataset tell each other, in the cluster's key-value
+store: no process of its own, which would take longer to start than a small write takes."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
+import uuid
+from typing import Any
 
 import ray
+from ray.experimental import internal_kv as kv
 
 import lance_tasks as lt
+from lance_tasks.errors import Error, from_code
 
-from ._worker import Storage
+from ._retry import retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ._worker import Storage
+
+_NAMESPACE = b"lance_tasks"
 
 
 class _IpcSchema:
@@ -30,109 +38,120 @@ class _IpcSchema:
 
 
 class Desk:
-    """An actor beside the driver.
+    """One write.
 
     The first write task shows the schema, where the driver did not know it: fused with what comes
-    before, nobody else sees a block before it is written. And attempts are noted, so that the
-    driver knows how far the write is, when the last attempt has ended, and which were lost.
+    before, nobody else sees a block before it is written. And attempts are noted while they are
+    under way, so that the driver knows when the last one has ended, and which were lost.
 
     Args:
-        spec: of the write.
-        job: if the driver could prepare it.
-        keep: whether every attempt is to be told in the end, for a timeline.
-        folder: the driver's, where relative paths begin.
+        keep: note attempts that have ended as well, for a bar or a timeline.
     """
 
-    def __init__(self, spec: bytes, job: bytes | None, keep: bool, folder: str) -> None:
-        os.chdir(folder)
-        self._spec = spec
-        self._job = job
+    def __init__(self, keep: bool) -> None:
+        self._prefix = f"{uuid.uuid4()}/".encode()
         self._keep = keep
-        self._storage = Storage()
-        self._numbers = 0
-        self._open: dict[int, dict[str, Any]] = {}
-        self._ended: list[dict[str, Any]] = []
-        self._done: set[str] = set()
-        self._counts = {"done": 0, "rows": 0, "bytes": 0, "failed": 0, "retries": 0}
-        self._tries: dict[str, int] = {}
-        self._closed: dict[str, str] | None = None
 
-    def hello(self, storage: Storage) -> None:
-        """Comes before the other calls."""
-        self._storage = storage
+    def _key(self, *parts: str) -> bytes:
+        return self._prefix + "/".join(parts).encode()
 
-    def begin(
-        self, partition: str, schema: bytes, place: dict[str, Any]
-    ) -> tuple[int, bytes | None, dict[str, str] | None]:
-        """An attempt begins: its number, the job, or why there is none (the error's code etc.)."""
-        if self._closed is not None:
-            return 0, None, self._closed
-        if self._job is None:
-            try:
-                job = lt.prepare(self._spec, _IpcSchema(schema), **self._storage.keywords())
-            except lt.Error as e:
-                return 0, None, described(e)
-            self._job = job.to_bytes()
-        self._numbers += 1
-        self._tries[partition] = self._tries.get(partition, 0) + 1
-        # The attempt before was lost with its process, or Ray has two at once.
-        self._counts["retries"] += self._tries[partition] > 1
-        self._open[self._numbers] = {
-            **place,
-            "partition": partition,
-            "attempt": self._tries[partition],
-            "start": time.time(),
-        }
-        return self._numbers, self._job, None
+    def _get(self, *parts: str) -> bytes | None:
+        value: bytes | None = kv._internal_kv_get(self._key(*parts), namespace=_NAMESPACE)
+        return value
 
-    def end(self, number: int, facts: dict[str, Any] | None, error: str | None) -> None:
+    def _put(self, value: bytes, *parts: str, overwrite: bool = True) -> None:
+        kv._internal_kv_put(self._key(*parts), value, overwrite, namespace=_NAMESPACE)
+
+    def _names(self, folder: str) -> list[str]:
+        prefix = self._key(folder, "")
+        found: list[bytes] = kv._internal_kv_list(prefix, namespace=_NAMESPACE)
+        return [key[len(prefix) :].decode() for key in found]
+
+    # On workers
+
+    def job(self, job: bytes | None, spec: bytes, schema: bytes, storage: Storage) -> bytes:
+        """The job: the driver's, or the one that the first task prepares.
+
+        Raises:
+            Error: `close` was called with it, or what `prepare` says.
+        """
+        refused = self._get("closed")
+        if refused is not None:
+            raise from_code(*json.loads(refused))
+        found = job or self._get("job")
+        if found is None:
+            made = retrying(lambda: lt.prepare(spec, _IpcSchema(schema), **storage.keywords()), 3)
+            # One of several that come at once wins; preparing writes nothing.
+            self._put(made.to_bytes(), "job", overwrite=False)
+            found = self._get("job")
+        if found is None:
+            raise lt.CancelledError("the write has ended")
+        return found
+
+    def begin(self, partition: str, place: dict[str, Any]) -> str:
+        """An attempt begins: its name."""
+        name = str(uuid.uuid4())
+        fact = {**place, "partition": partition, "start": time.time()}
+        self._put(json.dumps(fact).encode(), "open", name)
+        return name
+
+    def end(
+        self,
+        name: str,
+        partition: str,
+        place: dict[str, Any],
+        start: float,
+        facts: dict[str, Any] | None,
+        error: str | None,
+    ) -> None:
         """An attempt has ended: what it did, or its error's code."""
-        attempt = self._open.pop(number)
-        attempt |= {"end": time.time(), "error": error, "rows": None, "bytes": None}
-        if facts is None:
-            self._counts["failed"] += 1
-        else:
-            attempt |= {key: facts[key] for key in ("rows", "bytes")}
-            attempt |= {"start": facts["started"], "end": facts["started"] + facts["elapsed"]}
-            if attempt["partition"] not in self._done:
-                self._done.add(attempt["partition"])
-                self._counts["done"] += 1
-                self._counts["rows"] += facts["rows"]
-                self._counts["bytes"] += facts["bytes"]
+        if error is not None:
+            self._put(b"", "failed")
         if self._keep:
-            self._ended.append(attempt)
+            fact = {**place, "partition": partition, "start": start, "end": time.time()}
+            fact |= {"error": error, "rows": None, "bytes": None}
+            if facts is not None:
+                fact |= {key: facts[key] for key in ("rows", "bytes")}
+                fact |= {"start": facts["started"], "end": facts["started"] + facts["elapsed"]}
+            self._put(json.dumps(fact).encode(), "ended", name)
+        kv._internal_kv_del(self._key("open", name), namespace=_NAMESPACE)
 
-    def close(self, error: dict[str, str]) -> None:
+    # On the driver
+
+    def close(self, error: Error) -> None:
         """Attempts that would begin from now on get this error."""
-        self._closed = self._closed or error
+        told = json.dumps([error.code, error.message, error.retry_class]).encode()
+        self._put(told, "closed", overwrite=False)
 
-    def state(self) -> dict[str, Any]:
-        """How far the write is, and how many attempts have not ended."""
-        return {"begun": self._numbers, "open": len(self._open), "counts": self._counts}
+    def open(self) -> int:
+        """How many attempts have begun and not ended; among them are those that were lost."""
+        return len(self._names("open"))
 
-    def last(self) -> dict[str, Any]:
-        """The job, and the attempts; those that have not ended are without an end."""
-        return {"job": self._job, "attempts": [*self._ended, *self._open.values()]}
+    def failures(self) -> bool:
+        """Has an attempt failed?"""
+        return self._get("failed") is not None
 
+    def prepared(self) -> bytes | None:
+        """The job that a write task has prepared."""
+        return self._get("job")
 
-def described(error: lt.Error) -> dict[str, str]:
-    """An error as plain values."""
-    return {"code": error.code, "class": error.retry_class, "message": error.message}
+    def attempts(self, known: dict[str, dict[str, Any]]) -> None:
+        """Add attempts that have ended to those known."""
+        for name in self._names("ended"):
+            if name not in known:
+                known[name] = json.loads(self._get("ended", name) or b"{}")
+
+    def lost(self) -> list[dict[str, Any]]:
+        """Attempts that have not ended."""
+        found = [self._get("open", name) for name in self._names("open")]
+        return [json.loads(fact) for fact in found if fact is not None]
+
+    def remove(self) -> None:
+        """Leave nothing in the store."""
+        kv._internal_kv_del(self._prefix, del_by_prefix=True, namespace=_NAMESPACE)
 
 
 def here() -> dict[str, Any]:
     """Where this process is."""
     node = ray.get_runtime_context().get_node_id()
     return {"node": node, "host": os.uname().nodename, "pid": os.getpid()}
-
-
-def start_desk(spec: bytes, job: bytes | None, storage: Storage, keep: bool) -> Any:
-    """A desk on the driver's node, which lives no longer than the driver."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node = ray.get_runtime_context().get_node_id()
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": strategy}
-    desk: Any = ray.remote(Desk).options(**options).remote(spec, job, keep, os.getcwd())
-    desk.hello.remote(storage)
-    return desk

@@ -76,6 +76,7 @@ class Run:
         self._make_pool = pool
         self._results = Results()
         self._resumed = False
+        self._done = 0
         self._failure: Error | None = None
 
     def run(self) -> lt.Outcome:
@@ -84,21 +85,21 @@ class Run:
         if isinstance(job, lt.Outcome):
             return job
         anew = 0
-        while True:
-            try:
-                return self._attempt(job)
-            except Error as e:
-                once = self._blocks is not None and self._blocks.count is None
-                if e.retry_class != "replan" or once or anew >= self._limits.max_retries:
-                    self._end(job, e)
-                    raise
-                anew += 1
-                self._bar.say(f"prepared again: {e}")
-                log.info("the job is prepared again: %s", e)
-                job = self._anew(job)
-            except BaseException as e:
-                self._end(job, e)
-                raise
+        try:
+            while True:
+                try:
+                    return self._attempt(job)
+                except Error as e:
+                    once = self._blocks is not None and self._blocks.count is None
+                    if e.retry_class != "replan" or once or anew >= self._limits.max_retries:
+                        raise
+                    anew += 1
+                    self._bar.say(f"prepared again: {e}")
+                    log.info("the job is prepared again: %s", e)
+                    job = self._anew(job)
+        except BaseException as e:
+            self._end(job, e)
+            raise
 
     def _open(self) -> lt.Job | lt.Outcome:
         """The spool's job, what has become of it, or a new one."""
@@ -112,8 +113,9 @@ class Run:
         if (outcome := self._spool.outcome()) is not None:
             return dataclasses.replace(outcome, already_committed=True)
         self._resumed = True
-        for result in self._spool.results():
+        for result, ok in self._spool.marked_results():
             self._results.add(result)
+            self._done += ok
         return job
 
     def _prepare(self) -> lt.Job:
@@ -128,12 +130,14 @@ class Run:
     def _anew(self, job: lt.Job) -> lt.Job:
         """Begin again on the dataset as it is now."""
         results, self._results = self._results.all(), Results()
+        self._done, self._failure = 0, None
         counts = self._bar.counts
         counts.total = counts.done = counts.rows = counts.bytes = 0
         # First, so that nobody who comes later counts on files that are no more.
         if self._spool is not None:
             self._spool.clear()
-        self._limits.verb(lt.abort, self._storage, job, results)
+        storage = self._storage.keywords()
+        retrying(lambda: lt.abort(job, results, **storage), self._limits.max_retries)
         job = self._prepare()
         if self._spool is not None:
             self._spool.replace(job, self._spec)
@@ -153,20 +157,28 @@ class Run:
             outcome = self._commit(job, results)
         finally:
             self._bar.update(now=True)
-        if pool.stray or self._resumed:
+        # What is missing from a partial commit may still be done, where there is a spool.
+        kept = not outcome.complete and self._spool is not None
+        lost = pool.stray or self._resumed or outcome.already_committed or not outcome.complete
+        if lost and not kept:
             with contextlib.suppress(Error):
                 lt.abort(job, results, **self._storage.keywords())
+        if self._spool is not None:
+            # Last: where this driver dies before, the next one removes what attempts have left.
+            self._spool.put_outcome(outcome)
         return outcome
 
     def _commit(self, job: lt.Job, results: list[bytes]) -> lt.Outcome:
         if self._spool is not None:
             self._spool.check()
-        partial = self._failure is not None
-        if partial and not len(results):
-            raise self._failure or AssertionError
+        failure = self._failure
+        if failure is not None and not self._done:
+            raise failure
+        partial = failure is not None
         outcome = self._limits.verb(lt.commit, self._storage, job, results, partial=partial)
-        if self._spool is not None:
-            self._spool.put_outcome(outcome)
+        if failure is not None and outcome.transaction_id is None:
+            # What was done was not the part that is committed, of an index say.
+            raise failure
         return outcome
 
     def _execute(self, job: lt.Job, pool: Pool) -> None:
@@ -182,19 +194,21 @@ class Run:
                 self._spool.put_stage(stage, tasks)
             count = len(tasks)
             self._bar.counts.total += count
-            self._do(pool, _works(deque(tasks), self._blocks), stage, count)
+            todo = deque(tasks)
             del tasks
+            self._do(pool, _works(todo, self._blocks), stage, count)
 
     def _do(self, pool: Pool, works: Iterable[Work], stage: int, count: int | None) -> None:
         for work, result, facts in pool.run(works, self._give_up, count):
             if result is None:
                 continue
             self._results.add(result)
+            self._done += facts["ok"]
             if self._spool is not None:
                 self._spool.add(stage, work.index, facts["ok"], facts["attempt"], result)
 
     def _give_up(self, work: Work, error: Error) -> None:
-        if not self._partial or error.retry_class == "credentials":
+        if not self._partial or error.retry_class in ("credentials", "replan"):
             raise error
         log.warning("task %d is left out: %s", work.index, error)
         self._failure = self._failure or error

@@ -113,6 +113,7 @@ class Pool:
 
     Args:
         size: how many; None: as many as the cluster has CPUs for.
+        spare: CPUs that are left to others then.
         remote_args: Ray's options of the actors.
         storage: storage options for the workers.
         limits: also of the further attempts per task, for failures and for deaths each.
@@ -122,6 +123,7 @@ class Pool:
     def __init__(
         self,
         size: int | None,
+        spare: float,
         remote_args: Mapping[str, Any] | None,
         storage: Storage,
         limits: Limits,
@@ -137,7 +139,8 @@ class Pool:
         args["max_concurrency"] = self._threads + 3
         self._actor = ray.remote(Worker).options(**args)
         self._budget = memory_budget(args.get("memory"), cpus)
-        self._size = size or max(1, int(_resources().get("CPU", 1) / max(cpus, 0.25)))
+        room = _resources().get("CPU", 1) - spare
+        self._size = size or max(1, int(room / max(cpus, 0.25)))
         self._storage = storage
         self._versions = versions()
         self._limits = limits
@@ -255,6 +258,7 @@ class Pool:
             # Of the functions that give the data, say.
             raise e.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
         except rx.ObjectLostError as e:
+            self.stray = True
             self._note(attempt, "failed")
             self._bar.counts.failed += 1
             lost = f"data of task {work.index}: {type(e).__name__}"
@@ -278,6 +282,8 @@ class Pool:
             self.stray = True
             self._note(attempt, "cancelled", facts)
             return
+        # It has removed its files, if the store let it.
+        self.stray = True
         self._note(attempt, "failed", facts)
         self._bar.counts.failed += 1
         yield work, result, facts
@@ -388,6 +394,7 @@ class Pool:
         try:
             facts = ray.get(ref)
         except rx.RayTaskError as e:
+            ray.kill(member.actor)
             raise self._worker_error(e, member) from None
         except rx.RayError as e:
             self._bad_starts += 1
@@ -397,7 +404,11 @@ class Pool:
             return
         self._bad_starts = 0
         where = f"on {facts['host']} (node {facts['node'][:12]}, pid {facts['pid']})"
-        check_versions(facts["versions"], self._versions, where)
+        try:
+            check_versions(facts["versions"], self._versions, where)
+        except Error:
+            ray.kill(member.actor)
+            raise
         member.node, member.host = facts["node"], facts["host"]
         self._ready.append(member)
 
@@ -435,17 +446,21 @@ class Pool:
     def close(self) -> None:
         """Cancel what is running, give it time to remove what it wrote, and end the workers."""
         running = dict(self._running)
-        if running:
-            self.stray = True
-            for attempt in running.values():
-                if not (attempt.member.dead or attempt.cancelled):
-                    attempt.member.actor.cancel.remote(attempt.name)
-            ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_TIME)
+        refs = list(running)
+        try:
+            if running:
+                self.stray = True
+                for attempt in running.values():
+                    if not (attempt.member.dead or attempt.cancelled):
+                        attempt.member.actor.cancel.remote(attempt.name)
+                ray.wait(refs, num_returns=len(refs), timeout=_CANCEL_TIME)
+        finally:
+            # Also where somebody cannot wait.
+            for member in [*self._ready, *self._starting.values()]:
+                ray.kill(member.actor)
+            self._running, self._ready, self._starting = {}, [], {}
+            if running:
+                # Killed ones must be gone before somebody looks for what they left.
+                ray.wait(refs, num_returns=len(refs), timeout=_CANCEL_TIME)
             for attempt in running.values():
                 self._note(attempt, "cancelled")
-        for member in [*self._ready, *self._starting.values()]:
-            ray.kill(member.actor)
-        if running:
-            # Killed ones must be gone before somebody looks for what they left.
-            ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_TIME)
-        self._running, self._ready, self._starting = {}, [], {}

@@ -14,7 +14,7 @@ import lance_tasks as lt
 from lance_tasks.specs import spec_json
 
 from ._desk import here
-from ._worker import Storage, check_versions, versions
+from ._worker import Storage, check_versions, process_executor, versions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ def _reader(
         while True:
             at = 0
             try:
-                stream = lt.read(lt.Task.from_bytes(task), **storage.keywords())
+                stream = lt.read(
+                    lt.Task.from_bytes(task), executor=process_executor(), **storage.keywords()
+                )
                 with pa.RecordBatchReader.from_stream(stream) as reader:
                     for batch in reader:
                         # A further attempt gives the same rows, perhaps in other batches.

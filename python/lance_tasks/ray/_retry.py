@@ -61,15 +61,40 @@ class Limits:
         if error is not None:
             raise error
 
+    def wait(self, references: list[Any]) -> None:
+        """Until objects are in the object store, or will never be."""
+        import ray
+
+        while references:
+            self.check()
+            _, references = ray.wait(
+                references, num_returns=len(references), timeout=0.25, fetch_local=False
+            )
+
     def verb(self, verb: Callable[..., _T], storage: Storage, *given: Any, **options: Any) -> _T:
         """Call one of the verbs on the driver, within what time is left."""
 
-        def once() -> _T:
-            self.check()
+        failure: Error | None = None
+        for count in range(self.max_retries + 1):
+            if failure is not None:
+                time.sleep(_pause(count))
+                if self.reached() is not None:
+                    # It says more: that a commit may have been done, for example.
+                    raise failure
+            else:
+                self.check()
             left = None if self._until is None else max(self._until - time.monotonic(), 0.001)
-            return verb(*given, timeout=left, **options, **storage.keywords())
+            try:
+                return verb(*given, timeout=left, **options, **storage.keywords())
+            except Error as e:
+                if e.retry_class != "retry_task":
+                    raise
+                failure = e
+        raise failure or AssertionError
 
-        return retrying(once, self.max_retries)
+
+def _pause(count: int) -> float:
+    return min(0.1 * 2.0**count, 5.0)
 
 
 def retrying(what: Callable[[], _T], max_retries: int) -> _T:
@@ -82,7 +107,7 @@ def retrying(what: Callable[[], _T], max_retries: int) -> _T:
             if e.retry_class != "retry_task" or count >= max_retries:
                 raise
         count += 1
-        time.sleep(min(0.1 * 2**count, 5.0))
+        time.sleep(_pause(count))
 
 
 def note(error: BaseException, text: str) -> None:

@@ -75,8 +75,10 @@ def run(
             data, a reference (`ray.put`) to such, a function that gives such on the worker, or a
             tuple of these that becomes one partition; or any other iterable of these, which is
             read once, as there is room.
-        num_workers: actors; default: as many as the cluster has CPUs for. For a Ray Dataset: write
-            tasks at a time at most.
+        num_workers: actors; default: as many as the cluster has CPUs for, one less for data that
+            is read once; where the data are references, workers are started when all of them are
+            there. Else leave CPUs to what makes the data. For a Ray Dataset: write tasks at a time
+            at most.
         ray_remote_args: Ray's options of the actors (``num_cpus``, default 1; ``memory``,
             ``resources``, ``runtime_env``, ``scheduling_strategy``, default ``"SPREAD"``, ...).
         storage_options, base_store_params: as for the verbs. They are handed to the workers, and
@@ -177,10 +179,16 @@ def run(
     drawn = Timeline() if files else None
     bar = Bar(operation, progress)
 
-    def pool() -> Pool:
-        return Pool(num_workers, ray_remote_args, storage, limits, speculate, bar, drawn)
-
     blocks = None if data is None else Blocks(data, min_rows_per_file)
+
+    def pool() -> Pool:
+        # What makes the data may need CPUs of the cluster, which workers would hold.
+        spare = 0.0
+        if blocks is not None and num_workers is None:
+            limits.wait(blocks.references())
+            spare = 1.0 if blocks.count is None else 0.0
+        return Pool(num_workers, spare, ray_remote_args, storage, limits, speculate, bar, drawn)
+
     job = Run(text, blocks, schema, storage, kept, limits, partial, bar, pool)
     try:
         return job.run()

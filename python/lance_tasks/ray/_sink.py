@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import os
 import time
 from typing import Any
 
@@ -15,22 +15,23 @@ from ray.data.datasource.datasink import Datasink, WriteResult
 import lance_tasks as lt
 from lance_tasks import _arrow, _ffi, verbs
 from lance_tasks._call import Call
-from lance_tasks.errors import Error, from_code
+from lance_tasks.errors import Error
 from lance_tasks.specs import spec_json
 
-from ._desk import described, here, start_desk
-from ._retry import Limits, retrying
+from ._desk import Desk, here
+from ._retry import Limits, note, retrying
 from ._tables import chain, tables_of
-from ._worker import Storage, check_versions, memory_budget, summary, versions
+from ._worker import Storage, check_versions, process_executor, summary, versions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
     from lance_tasks.specs import SpecLike
 
+    from ._progress import Bar
     from ._spool import Spool
     from ._timeline import Timeline
 
@@ -38,6 +39,19 @@ log = logging.getLogger("lance_tasks.ray")
 
 # Seconds that write tasks have to end after a failure.
 _END_TIME = 5.0
+
+
+def absolute(spec: dict[str, Any]) -> dict[str, Any]:
+    """A write's spec with local paths made absolute: it may be prepared elsewhere."""
+
+    def place(path: str) -> str:
+        return path if "://" in path else os.path.abspath(path)
+
+    spec = {**spec, "uri": place(spec["uri"])}
+    if spec.get("initial_bases"):
+        bases = spec["initial_bases"]
+        spec["initial_bases"] = [{**base, "path": place(base["path"])} for base in bases]
+    return spec
 
 
 class AgainError(Exception):
@@ -59,11 +73,12 @@ class _Driver:
         self.limits = limits
         self.spool: Spool | None = None
         self.timeline: Timeline | None = None
+        self.bar: Bar | None = None
         self.outcome: lt.Outcome | None = None
-        self.counts: dict[str, int] = {}
+        self.attempts: dict[str, dict[str, Any]] = {}
         # The job of a driver that died while it read: its write tasks may have outlived it a while.
-        self.left: bytes | None = None
-        self.ended = False
+        self.left: lt.Job | None = None
+        self.used = False
 
 
 class LanceDatasink(Datasink[Any]):
@@ -90,15 +105,15 @@ class LanceDatasink(Datasink[Any]):
     ) -> None:
         if min_rows_per_file is not None and min_rows_per_file < 1:
             raise lt.InvalidArgumentError(f"min_rows_per_file: {min_rows_per_file}; at least 1")
-        self._spec = spec_json(spec)
-        mode = json.loads(_ffi.convert(self._spec, _ffi.ENCODING_JSON)).get("mode", "create")
-        self._append = mode == "append"
+        plain = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
+        self._append = plain.get("mode") == "append"
+        self._spec = json.dumps(absolute(plain)).encode()
         self._storage = Storage(storage_options, base_store_params)
         self._schema = schema
         self._min_rows = min_rows_per_file
         self._versions = versions()
-        self._job: lt.Job | None = None
-        self._desk: Any = None
+        self._job: bytes | None = None
+        self._desk: Desk | None = None
         self._driver = _Driver(Limits(None, None, max_retries))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,110 +145,110 @@ class LanceDatasink(Datasink[Any]):
         if self._job is None and (schema is not None or self._append):
             driver = self._driver
             given = None if self._append else schema
-            self._job = driver.limits.verb(lt.prepare, self._storage, self._spec, given)
+            job = driver.limits.verb(lt.prepare, self._storage, self._spec, given)
             if driver.spool is not None:
-                driver.spool.put_pending(self._job)
+                driver.spool.put_pending(job)
+            self._job = job.to_bytes()
 
     def on_write_start(self, schema: Any = None) -> None:
-        """Ray is about to start write tasks. `schema` is that of what they are fused with."""
+        """Ray is about to start write tasks. `schema` is that of what they are fused with.
+
+        Raises:
+            InvalidStateError: the sink has written a Ray Dataset already.
+        """
+        driver = self._driver
+        if driver.used:
+            raise lt.InvalidStateError("a LanceDatasink writes one Ray Dataset; make another")
+        driver.used = True
         self.prepare(None)
-        job = None if self._job is None else self._job.to_bytes()
-        keep = self._driver.timeline is not None
-        self._desk = start_desk(self._spec, job, self._storage, keep)
+        watched = driver.bar is not None and driver.bar.shown
+        self._desk = Desk(keep=watched or driver.timeline is not None)
 
-    def counts(self) -> dict[str, int] | None:
-        """How far the write is, while it goes on."""
-        if self._desk is None:
-            return None
-        with contextlib.suppress(ray.exceptions.RayError):
-            counts: dict[str, int] = ray.get(self._desk.state.remote(), timeout=5)["counts"]
-            return counts
-        return None
-
-    def stop(self, error: Error) -> None:
-        """Let no write task begin any more."""
-        if self._desk is not None:
-            self._desk.close.remote(described(error))
+    def watch(self) -> None:
+        """Show how far the write is, and end it where that is due."""
+        desk, driver = self._desk, self._driver
+        if desk is None:
+            return
+        if (why := driver.limits.reached()) is not None:
+            desk.close(why)
+        if driver.bar is not None and driver.bar.shown:
+            desk.attempts(driver.attempts)
+            _count(driver.attempts, driver.bar)
 
     def on_write_complete(self, write_result: WriteResult[Any]) -> None:
         """Commit."""
         parts = [part for parts in write_result.write_returns for part in parts]
-        stray = self._close(len(parts))
-        job = self._job
-        if job is None:
+        stray = self._close(failed=False)
+        if self._job is None:
             raise lt.InvalidArgumentError(
                 "schema: it is needed, as the Ray Dataset has no rows that show it"
             )
+        job = lt.Job.from_bytes(self._job)
         results = [part["result"] for part in parts]
         driver = self._driver
         if driver.spool is not None:
-            for index, part in enumerate(parts):
-                driver.spool.add(0, index, True, part["attempt"], part["result"])
-            driver.spool.flush()
-            if parts:
-                driver.spool.put_stage(0, [job.task(part["partition"]) for part in parts])
-            # From here on the data need not be read again.
-            driver.spool.create(job, self._spec)
-            driver.spool.drop_pending()
-        outcome = driver.limits.verb(lt.commit, self._storage, job, results)
-        driver.outcome = outcome
-        driver.ended = True
-        if driver.spool is not None:
-            driver.spool.put_outcome(outcome)
+            driver.spool.put_results(self._spec, job, parts)
+        driver.outcome = driver.limits.verb(lt.commit, self._storage, job, results)
+        # Before the outcome is noted: where this driver dies, the next one does it.
         if stray:
-            with contextlib.suppress(Error):
-                lt.abort(job, results, **self._storage.keywords())
+            self._clear(job, results)
         if driver.left is not None:
-            with contextlib.suppress(Error):
-                lt.abort(driver.left, **self._storage.keywords())
+            self._clear(driver.left)
+        if driver.spool is not None:
+            driver.spool.put_outcome(driver.outcome)
+
+    def _clear(self, job: lt.Job, results: Sequence[bytes] = ()) -> None:
+        try:
+            lt.abort(job, results, **self._storage.keywords())
+        except Error as e:
+            log.warning("files of lost attempts may be left: %s", e)
 
     def on_write_failed(self, error: Exception) -> None:
         """Remove what was written."""
-        self.abandon()
+        self.abandon(error)
 
-    def abandon(self) -> None:
-        """Remove what was written, unless it was committed, or can be from a spool."""
+    def abandon(self, error: BaseException) -> None:
+        """Remove what was written, unless it was committed, or can be from the spool."""
         driver = self._driver
-        if driver.ended:
-            return
-        driver.ended = True
-        self._close(None)
-        job, spool = self._job, driver.spool
-        if job is None or (spool is not None and spool.open(self._spec) is not None):
+        if driver.outcome is not None or not driver.used:
             return
         try:
+            self._close(failed=True)
+            if self._job is None:
+                return
+            job, spool = lt.Job.from_bytes(self._job), driver.spool
+            if spool is not None and spool.has(job.id):
+                return
             retrying(lambda: lt.abort(job, **self._storage.keywords()), driver.limits.max_retries)
             if spool is not None:
-                spool.clear()
-                spool.drop_pending()
-        except Error as e:
-            log.warning("files of job %s may be left: abort failed: %s", job.id, e)
+                spool.drop_pending(job.id)
+        except (Error, ray.exceptions.RayError) as e:
+            note(error, f"files of the write may be left: {e}")
 
-    def _close(self, used: int | None) -> bool:
-        """Let no write task begin any more; were there attempts beside those whose results are
-        used? None: the write failed, and those that have begun are waited for."""
+    def _close(self, failed: bool) -> bool:
+        """Let no write task begin any more; were any lost? Where the write failed, those that have
+        begun are waited for."""
         desk, self._desk = self._desk, None
         if desk is None:
             return False
-        desk.close.remote(described(lt.CancelledError("the write has ended")))
+        desk.close(lt.CancelledError("the write has ended"))
+        lost = desk.open()
         until = time.monotonic() + _END_TIME
-        try:
-            state = ray.get(desk.state.remote(), timeout=_END_TIME)
-            while used is None and state["open"] and time.monotonic() < until:
-                time.sleep(0.1)
-                state = ray.get(desk.state.remote(), timeout=_END_TIME)
-            last = ray.get(desk.last.remote(), timeout=_END_TIME)
-        except ray.exceptions.RayError:
-            return True
-        finally:
-            ray.kill(desk)
-        self._driver.counts = state["counts"]
-        if self._job is None and last["job"] is not None:
-            self._job = lt.Job.from_bytes(last["job"])
-        if self._driver.timeline is not None:
-            for attempt in last["attempts"]:
-                _draw(self._driver.timeline, attempt)
-        return bool(state["begun"] > (used or 0))
+        while failed and lost and time.monotonic() < until:
+            time.sleep(0.1)
+            lost = desk.open()
+        self._job = self._job or desk.prepared()
+        driver = self._driver
+        if driver.bar is not None or driver.timeline is not None:
+            desk.attempts(driver.attempts)
+        if driver.bar is not None:
+            _count(driver.attempts, driver.bar)
+        if driver.timeline is not None:
+            _draw(driver.timeline, [*driver.attempts.values(), *desk.lost()])
+        stray = lost > 0 or any(attempt["error"] for attempt in driver.attempts.values())
+        stray = stray or desk.failures()
+        desk.remove()
+        return stray
 
     # On workers
 
@@ -248,13 +263,17 @@ class LanceDatasink(Datasink[Any]):
         # The same for every attempt of Ray's task, and in the order of the blocks.
         partition = str(ctx.task_idx)
         schema = first.schema.serialize().to_pybytes()
-        number, data, refused = ray.get(self._desk.begin.remote(partition, schema, place))
-        if data is None:
-            raise from_code(refused["code"], refused["message"], refused["class"])
+        desk = self._desk
+        if desk is None:
+            raise lt.InvalidStateError("the write has not been started")
         facts: dict[str, Any] | None = None
         failure: str | None = None
+        start = time.time()
+        name = desk.begin(partition, place)
         try:
-            result = self._execute(lt.Job.from_bytes(data).task(partition), chain(first, tables))
+            job = desk.job(self._job, self._spec, schema, self._storage)
+            task = lt.Job.from_bytes(job).task(partition)
+            result = self._execute(task, chain(first, tables))
             facts = summary(result)
         except Error as e:
             failure = e.code
@@ -265,8 +284,7 @@ class LanceDatasink(Datasink[Any]):
             failure = type(e).__name__
             raise
         finally:
-            # Waited for: the process may be gone before it is sent.
-            ray.get(self._desk.end.remote(number, facts, failure))
+            desk.end(name, partition, place, start, facts, failure)
         attempt = facts["attempt"]
         return [{"partition": partition, "result": result.to_bytes(), "attempt": attempt}]
 
@@ -275,7 +293,7 @@ class LanceDatasink(Datasink[Any]):
         table = _ffi.OutStream()
         call = Call(**self._storage.keywords())
         try:
-            verbs.execute_stream(_executor(), task.to_bytes(), stream, call, table)
+            verbs.execute_stream(process_executor(), task.to_bytes(), stream, call, table)
         except Error as e:
             # What the Ray Dataset's own functions raise is not the library's.
             if isinstance(stream.failure, Exception) and not isinstance(e, lt.CancelledError):
@@ -284,37 +302,46 @@ class LanceDatasink(Datasink[Any]):
         return verbs.result_of(table)
 
 
-def _draw(timeline: Timeline, attempt: dict[str, Any]) -> None:
-    again = attempt["attempt"] > 1
-    end = attempt.get("end")
-    kind = "again" if again else "ok"
-    if end is None:
-        kind = "lost"
-    elif attempt["error"] is not None:
-        kind = "failed"
-    timeline.add(
-        node=f"{attempt['host']} {attempt['node'][:6]}",
-        worker=f"pid {attempt['pid']}",
-        task=f"partition {attempt['partition']}",
-        kind=kind,
-        start=attempt["start"],
-        end=time.time() if end is None else end,
-        attempt=attempt["attempt"],
-        rows=attempt.get("rows"),
-        bytes=attempt.get("bytes"),
-        error=attempt.get("error"),
-    )
+def _tries(attempts: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Attempts in their order, each with which of its partition it is."""
+    counts: dict[str, int] = {}
+    for attempt in sorted(attempts, key=lambda a: float(a["start"])):
+        number = counts[attempt["partition"]] = counts.get(attempt["partition"], 0) + 1
+        yield number, attempt
 
 
-_made: list[lt.Executor] = []
+def _count(attempts: dict[str, dict[str, Any]], bar: Bar) -> None:
+    counts = bar.counts
+    counts.done = counts.rows = counts.bytes = counts.failed = counts.retries = 0
+    done = set()
+    for number, attempt in _tries(attempts.values()):
+        counts.retries += number > 1
+        if attempt["error"] is not None:
+            counts.failed += 1
+        elif attempt["partition"] not in done:
+            done.add(attempt["partition"])
+            counts.rows += attempt["rows"]
+            counts.bytes += attempt["bytes"]
+    counts.done = len(done)
+    bar.update()
 
 
-def _executor() -> lt.Executor:
-    """This process's executor, sized as Ray's first task in it."""
-    if not _made:
-        context: Any = ray.get_runtime_context()
-        assigned = context.get_assigned_resources()
-        cpus = float(assigned.get("CPU", 1))
-        budget = memory_budget(assigned.get("memory"), cpus)
-        _made.append(lt.Executor(max(1, int(cpus)), budget))
-    return _made[0]
+def _draw(timeline: Timeline, attempts: list[dict[str, Any]]) -> None:
+    for number, attempt in _tries(attempts):
+        kind = "again" if number > 1 else "ok"
+        if "end" not in attempt:
+            kind = "lost"
+        elif attempt["error"] is not None:
+            kind = "failed"
+        timeline.add(
+            node=f"{attempt['host']} {attempt['node'][:6]}",
+            worker=f"pid {attempt['pid']}",
+            task=f"partition {attempt['partition']}",
+            kind=kind,
+            start=attempt["start"],
+            end=attempt.get("end", time.time()),
+            attempt=number,
+            rows=attempt.get("rows"),
+            bytes=attempt.get("bytes"),
+            error=attempt.get("error"),
+        )

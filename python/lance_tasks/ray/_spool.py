@@ -53,6 +53,7 @@ class Spool:
         self._waiting: list[tuple[int, int, bool, str, bytes]] = []
         self._due = 0.0
         self._job = b""
+        self._pending: str | None = None
 
     def open(self, spec: bytes) -> lt.Job | None:
         """The job of the spool, if it holds one; it must be of this spec.
@@ -155,8 +156,13 @@ class Spool:
                 self._files.put(name, data)
 
     def results(self) -> list[bytes]:
-        """Every result, of every attempt."""
-        found: list[bytes] = []
+        """Every result of the job, of every attempt."""
+        return [result for result, _ in self.marked_results()]
+
+    def marked_results(self) -> list[tuple[bytes, bool]]:
+        """As `results`, each with whether the attempt succeeded."""
+        job = self.job()
+        found: list[tuple[bytes, bool]] = []
         names = self._files.list("results")
         with ThreadPoolExecutor(_AT_A_TIME) as threads:
             for name, data in zip(names, threads.map(self._result, names), strict=True):
@@ -165,7 +171,10 @@ class Spool:
                     raise lt.DecodeError(
                         f"spool {self._place}: results/{name} is no result of a spool"
                     )
-                found += [data] if match[2].isdigit() else _rows(data)
+                for row in [data] if match[2].isdigit() else _rows(data):
+                    # A driver that has lost the place to another one may have put some.
+                    if job is None or lt.Result.from_bytes(row).job_id == job.id:
+                        found.append((row, match[3] == "ok"))
         return found
 
     def _result(self, name: str) -> bytes:
@@ -192,17 +201,53 @@ class Spool:
 
         self._files.put(_ABORTED, json.dumps(dataclasses.asdict(report), indent=2).encode())
 
-    def pending(self) -> bytes | None:
+    def put_results(self, spec: bytes, job: lt.Job, parts: list[dict[str, Any]]) -> None:
+        """Note all results of a job whose data was read from a Ray Dataset, and then the job: from
+        there on the data need not be read again.
+
+        Raises:
+            InvalidStateError: another driver has begun here meanwhile.
+        """
+        if self._pending is not None and self._pending_id() != self._pending:
+            raise lt.InvalidStateError(
+                f"spool {self._place}: another driver works here at the same time; this one ends"
+            )
+        for index, part in enumerate(parts):
+            self.add(0, index, True, part["attempt"], part["result"])
+        self.flush()
+        if parts:
+            self.put_stage(0, [job.task(part["partition"]) for part in parts])
+        self.create(job, spec)
+        self.drop_pending(job.id)
+
+    def has(self, job_id: str) -> bool:
+        """Is this the spool's job?"""
+        data = self._files.get(_JOB)
+        return data is not None and lt.Job.from_bytes(data).id == job_id
+
+    def pending(self) -> lt.Job | None:
         """The job of a driver that died while it read its data."""
-        return self._files.get(_PENDING)
+        data = self._files.get(_PENDING)
+        return None if data is None else lt.Job.from_bytes(data)
+
+    def _pending_id(self) -> str | None:
+        job = self.pending()
+        return None if job is None else job.id
 
     def put_pending(self, job: lt.Job) -> None:
-        """Note a job before its data is read."""
-        self._files.put(_PENDING, job.to_json().encode())
+        """Note a job before its data is read.
 
-    def drop_pending(self) -> None:
-        """It is pending no more."""
-        self._files.delete(_PENDING)
+        Raises:
+            AlreadyExistsError: another driver has put its own.
+        """
+        if not self._files.put_new(_PENDING, job.to_json().encode()):
+            raise lt.AlreadyExistsError(f"spool {self._place}: another driver works here")
+        self._pending = job.id
+
+    def drop_pending(self, job_id: str) -> None:
+        """The job is pending no more."""
+        if self._pending_id() == job_id:
+            self._files.delete(_PENDING)
 
 
 def _short(value: object) -> str:

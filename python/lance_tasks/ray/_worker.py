@@ -124,6 +124,22 @@ def failed(error: lt.Error) -> dict[str, Any]:
     return {"ok": False, "error": described, "attempt": str(uuid.uuid4())}
 
 
+_made: list[lt.Executor] = []
+
+
+def process_executor() -> lt.Executor:
+    """The executor of one of Ray Data's worker processes, sized as the first task in it."""
+    import ray
+
+    if not _made:
+        context: Any = ray.get_runtime_context()
+        assigned = context.get_assigned_resources()
+        cpus = float(assigned.get("CPU", 1))
+        budget = memory_budget(assigned.get("memory"), cpus)
+        _made.append(lt.Executor(max(1, int(cpus)), budget))
+    return _made[0]
+
+
 class Worker:
     """The actor: one executor, as many tasks at a time as it has threads.
 

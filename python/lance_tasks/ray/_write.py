@@ -61,7 +61,8 @@ def write(
 
     Ray Data runs the write fused with what precedes it, where it can. Each of its write tasks
     becomes a partition of one job; where Ray attempts a task again, its blocks are read again and
-    one attempt counts. Where the write fails, the files written so far are removed.
+    one attempt counts. Where the write fails, the files written so far are removed. No block is
+    left out: Ray Data's ``max_errored_blocks`` does not hold for a write.
 
     Args:
         ds: the rows.
@@ -84,7 +85,8 @@ def write(
         spool: as for `run`; its results are kept once all blocks are written. Where the driver
             dies before, the next call removes what was written, and reads the data again, as
             nothing tells whether Ray would give the same blocks; where it dies after, the next
-            call commits what is there without reading any.
+            call commits what is there without reading any. For one driver at a time: another one
+            that begins while the data are read takes this one for dead.
         spool_storage_options: as for `run`.
         progress: as for `run`. Where its bar is shown, Ray Data shows none of its own.
         timeline: as for `run`.
@@ -135,27 +137,26 @@ def write_dataset(
     sink._storage = storage
     driver = sink._driver
     driver.limits, driver.spool = limits, spool
-    if timeline:
-        driver.timeline = Timeline()
     if spool is not None:
         found = _resume(spool, text, storage, limits)
         if isinstance(found, lt.Outcome):
             return found
         driver.left = found
-    bar = Bar("write", progress)
+    driver.bar = bar = Bar("write", progress)
+    if timeline:
+        driver.timeline = Timeline()
     try:
         sink.prepare(_schema(ds, fetch=spool is not None))
         with (
             _context(ds, preserve_order, limits.max_retries, bar.shown),
-            _Watch(sink, bar, limits),
+            _Watch(sink),
         ):
             ds.write_datasink(sink, ray_remote_args=dict(ray_remote_args), concurrency=concurrency)
     except BaseException as e:
-        sink.abandon()
         own = _own(e)
+        sink.abandon(own)
         raise own from (None if own is e else e)
     finally:
-        bar.counts.take(driver.counts)
         bar.close()
         if driver.timeline is not None:
             driver.timeline.write(timeline)
@@ -165,22 +166,18 @@ def write_dataset(
 
 
 class _Watch:
-    """Shows how far a write is, and ends it where that is due, from a thread of its own."""
+    """Looks after a write from a thread of its own."""
 
-    def __init__(self, sink: LanceDatasink, bar: Bar, limits: Limits) -> None:
+    def __init__(self, sink: LanceDatasink) -> None:
         self._sink = sink
-        self._bar = bar
-        self._limits = limits
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         while not self._ended.wait(_EVERY):
-            if (why := self._limits.reached()) is not None:
-                self._sink.stop(why)
-            if self._bar.shown and (counts := self._sink.counts()) is not None:
-                self._bar.counts.take(counts)
-                self._bar.update()
+            # The cluster may be going down; the write itself says so.
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._sink.watch()
 
     def __enter__(self) -> _Watch:
         self._thread.start()
@@ -197,8 +194,11 @@ def _context(
 ) -> Iterator[None]:
     """Ray Data's settings for a write. Options of its tasks instead would stand against fusing."""
     context = ds.context
-    before = context.retried_map_errors, context.max_map_retries, context.enable_progress_bars
+    names = ("retried_map_errors", "max_map_retries", "enable_progress_bars", "max_errored_blocks")
+    before = {name: getattr(context, name) for name in names}
     order = context.execution_options.preserve_order
+    # A block that is left out would be missing from the dataset without a word.
+    context.max_errored_blocks = 0
     # Ray runs a task's functions again on its blocks where the text of an error has this.
     if not isinstance(context.retried_map_errors, bool):
         context.retried_map_errors = [*context.retried_map_errors, AgainError.__name__]
@@ -211,8 +211,8 @@ def _context(
     try:
         yield
     finally:
-        context.retried_map_errors, context.max_map_retries = before[:2]
-        context.enable_progress_bars = before[2]
+        for name, value in before.items():
+            setattr(context, name, value)
         context.execution_options.preserve_order = order
 
 
@@ -227,7 +227,7 @@ def _schema(ds: ray.data.Dataset, fetch: bool) -> Any:
 
 def _resume(
     spool: Spool, spec: bytes, storage: Storage, limits: Limits
-) -> lt.Outcome | bytes | None:
+) -> lt.Outcome | lt.Job | None:
     """Commit what a driver that died has left complete; remove what it left otherwise, and give
     its job."""
     job = spool.open(spec)
@@ -237,15 +237,15 @@ def _resume(
             return dataclasses.replace(outcome, already_committed=True)
         results = spool.results()
         outcome = limits.verb(lt.commit, storage, job, results)
-        spool.put_outcome(outcome)
         with contextlib.suppress(Error):
             lt.abort(job, results, **storage.keywords())
+        spool.put_outcome(outcome)
         return outcome
     left = spool.pending()
     if left is not None:
         spool.clear()
         limits.verb(lt.abort, storage, left)
-        spool.drop_pending()
+        spool.drop_pending(left.id)
     return left
 
 
