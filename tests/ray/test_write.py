@@ -66,6 +66,16 @@ def test_small_blocks_are_put_together_in_order(uri: str) -> None:
     assert ds.context.execution_options.preserve_order is False
 
 
+def test_what_was_put_together_is_not_cut_again(uri: str) -> None:
+    ds = ray.data.range(2_600_000, override_num_blocks=26)
+    ltr.write(ds, uri, min_rows_per_file=1_200_000, preserve_order=True)
+    assert rows_per_file(uri) == [1_200_000, 1_200_000, 200_000]
+    ltr.write(ray.data.range(90), uri, mode="overwrite", max_rows_per_file=40, min_rows_per_file=40)
+    assert max(rows_per_file(uri)) == 40
+    with pytest.raises(lt.InvalidArgumentError, match="min_rows_per_file: 50 is more than max"):
+        ltr.write(ds, uri, mode="append", max_rows_per_file=40, min_rows_per_file=50)
+
+
 def test_fused(uri: str, capfd: pytest.CaptureFixture) -> None:
     """The write runs in the task of what comes before, and the schema is that of its rows."""
     seen: list[str] = []

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ._timeline import Places
 
 _READS = ("take_blobs",)
+# The library's default of max_rows_per_file.
+_MAX_ROWS = 1 << 20
 _IN_PARTS = ("compact", "create_index")
 
 
@@ -100,7 +102,8 @@ def run(
         schema: for data whose schema cannot be seen beforehand: anything with
             `__arrow_c_schema__`.
         min_rows_per_file: for data: small blocks that follow one another are put together to so
-            many rows.
+            many rows. The default of ``max_rows_per_file`` is then at least twice as many, so that
+            they are not cut again.
         preserve_order: for a Ray Dataset: keep the order of its blocks. Other data always do.
 
     Returns:
@@ -154,6 +157,8 @@ def run(
         raise InvalidArgumentError("data: the write has sources already; give one of the two")
     elif text.get("partitions") is not None or text.get("num_partitions") is not None:
         raise InvalidArgumentError("partitions, num_partitions: they are the data's blocks")
+    if data is not None:
+        text = whole_files(text, min_rows_per_file)
     if not ray.is_initialized():
         ray.init()
     kept = open_spool(spool, spool_storage_options, storage)
@@ -238,6 +243,26 @@ def open_spool(
             raise InvalidArgumentError("spool_storage_options: there is no spool")
         return None
     return Spool(os.fspath(place), storage.options() if options is None else options)
+
+
+def whole_files(spec: dict[str, Any], min_rows: int | None) -> dict[str, Any]:
+    """What was put together is not cut into a large file and a small one.
+
+    Raises:
+        InvalidArgumentError: `min_rows` is out of range.
+    """
+    if min_rows is None:
+        return spec
+    if min_rows < 1:
+        raise InvalidArgumentError(f"min_rows_per_file: {min_rows}; at least 1")
+    if spec.get("max_rows_per_file") is None:
+        return {**spec, "max_rows_per_file": max(_MAX_ROWS, 2 * min_rows)}
+    if spec["max_rows_per_file"] < min_rows:
+        raise InvalidArgumentError(
+            f"min_rows_per_file: {min_rows} is more than max_rows_per_file, "
+            f"{spec['max_rows_per_file']}"
+        )
+    return spec
 
 
 def _refuse(why: str, given: Mapping[str, bool]) -> None:

@@ -18,7 +18,7 @@ from lance_tasks.specs import Write, spec_json
 
 from ._progress import Bar
 from ._retry import Limits
-from ._run import open_spool
+from ._run import open_spool, whole_files
 from ._sink import AgainError, LanceDatasink
 from ._tables import plain
 from ._timeline import Timeline, places
@@ -71,7 +71,8 @@ def write(
         schema: the dataset's schema, to which rows are aligned; default: the first block's. To be
             given where columns have nothing but nulls in some blocks.
         min_rows_per_file: small blocks are put together up to so many rows, by Ray; what precedes
-            the write is then fused only where it is ``map_batches``. Default: each of Ray's tasks
+            the write is then fused only where it is ``map_batches``. The default of
+            ``max_rows_per_file`` is then at least twice as many. Default: each of Ray's tasks
             writes its own files.
         preserve_order: keep the order of the blocks; default false.
         storage_options, base_store_params: as for `run`.
@@ -100,9 +101,10 @@ def write(
         raise lt.InvalidArgumentError("sources, partitions: the rows are the Ray Dataset's")
     spec = Write(uri, mode=mode, schema=schema, **options)
     storage = Storage(storage_options, base_store_params)
+    text = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
     return write_dataset(
         ds,
-        json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON)),
+        whole_files(text, min_rows_per_file),
         storage=storage,
         spool=open_spool(spool, spool_storage_options, storage),
         schema=schema,
