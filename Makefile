@@ -1,7 +1,7 @@
 # make demo    real data through the five verbs, in separate processes and in one
 # make test    every test: Rust, C, C++, Python, Ray, faults, fuzzing
 # make soak    the long campaigns: thousands of faults, ten million inputs
-# make bench   beside pylance, in one run; writes benches/RESULTS.md
+# make bench   beside pylance, and beside lance-ray; writes benches/RESULTS.md
 # make lint    formats, clippy, ruff, mypy, header drift
 # make header  regenerate include/lance_tasks/lance_tasks.h and the JSON Schema
 # make install PREFIX=/usr/local
@@ -133,10 +133,14 @@ soak-faults: build venv
 
 bench: build venv
 	$(PY) benches/bench.py
+	$(PY) benches/on_ray.py
+
+# Empty where the build itself is clippy's (.ci/run).
+CLIPPY := cargo clippy --release --locked --all-targets -- -D warnings
 
 lint: tools venv check-header
 	cargo fmt --check
-	cargo clippy --release --locked --all-targets -- -D warnings
+	$(CLIPPY)
 	for crate in tests/fuzz tests/loom; do \
 		cargo fmt --check --manifest-path $$crate/Cargo.toml && \
 		cargo clippy --release --locked --all-targets --target-dir $(SMALL) \

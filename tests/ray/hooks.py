@@ -56,6 +56,24 @@ def deadly(worker: ModuleType) -> None:
     worker.Worker._planned = killed
 
 
+def broken(worker: ModuleType) -> None:
+    """Tasks of the stage `STAGE` and the indices `INDICES` (comma-separated) fail for good, as long
+    as there is the file `BROKEN`."""
+    real = worker.Worker._planned
+    indices = {int(index) for index in os.environ["INDICES"].split(",")}
+
+    def failing(self: object, attempt: str, task: bytes) -> object:
+        import lance_tasks as lt
+
+        seen = lt.Task.from_bytes(task)
+        chosen = seen.stage == int(os.environ["STAGE"]) and seen.index in indices
+        if chosen and Path(os.environ["BROKEN"]).exists():
+            raise lt.InternalError("this task is broken")
+        return real(self, attempt, task)
+
+    worker.Worker._planned = failing
+
+
 def flaky(worker: ModuleType) -> None:
     """The first attempts in each process fail for storage's sake."""
     import lance_tasks as lt

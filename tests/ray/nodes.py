@@ -14,6 +14,9 @@ from ray.cluster_utils import Cluster
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
+# Those that this process has made; another one may test at the same time.
+_made: list[Cluster] = []
+
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
@@ -22,23 +25,39 @@ def cluster() -> Iterator[Cluster]:
         made.add_node(**NODE)
         ray.init(address=made.address, logging_level="ERROR", log_to_driver=False)
         made.wait_for_nodes()
+        _made.append(made)
         yield made
     finally:
+        _made.clear()
         ray.shutdown()
         made.shutdown()
 
 
-def workers(raylet: int | None = None) -> list[int]:
-    """The processes of lance-tasks' actors, of all raylets or of one."""
+def raylets() -> set[int]:
+    """The processes of the cluster's nodes."""
+    (made,) = _made
+    nodes = made.list_all_nodes()
+    return {node.all_processes["raylet"][0].process.pid for node in nodes}
+
+
+def logs() -> Path:
+    """Where the cluster's processes log."""
+    (made,) = _made
+    return Path(made.head_node.get_session_dir_path()) / "logs"
+
+
+def workers(raylet: int | None = None, title: bytes = b"ray::Worker") -> list[int]:
+    """The processes of lance-tasks' actors, of all nodes or of one."""
     found = []
+    parents = raylets() if raylet is None else {raylet}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if not (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            if not (folder / "cmdline").read_bytes().startswith(title):
                 continue
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if raylet is None or parent == raylet:
+            if parent in parents:
                 found.append(int(folder.name))
     return found
 

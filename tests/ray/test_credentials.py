@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import nodes
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,8 +16,6 @@ from support import assert_same, numbers
 
 import lance_tasks as lt
 import lance_tasks.ray as ltr
-
-LOGS = Path("/tmp/ray/session_latest")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_no_secret_is_anywhere(
     for secret in bucket.store.secrets:
         assert not [text[:500] for text in texts if secret in text]
     assert len(bucket.files("spool")) >= 4
-    found = leaks(bucket.store.secrets, LOGS.resolve() / "logs", tmp_path)
+    found = leaks(bucket.store.secrets, nodes.logs(), tmp_path)
     assert not found
     # The search finds what is there.
     (tmp_path / "leak").write_text(f"x{bucket.store.secrets[1]}y")

@@ -4,7 +4,6 @@
 Moments are random; the seed is in the test's name and in `RAY_FAULTS_SEED`.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -279,16 +278,9 @@ def test_the_driver_of_a_ray_dataset_dies(uri: str, moment: str, tmp_path: Path,
     oracle.check_no_stray(uri)
 
 
-def writers() -> list[str]:
-    """Ray's processes that execute write tasks."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                title = (folder / "cmdline").read_bytes()
-                if title.startswith(b"ray::") and b"Write" in title:
-                    found.append(folder.name)
-    return found
+def writers() -> list[int]:
+    """Ray's processes that execute write tasks, of this cluster."""
+    return nodes.workers(title=b"ray::MapBatches")
 
 
 def test_the_command_line_goes_on(tmp_path: Path, cluster) -> None:

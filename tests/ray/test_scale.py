@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import lance
+import nodes
 import pyarrow as pa
 from support import read
 
@@ -80,7 +80,7 @@ def test_object_store_stays_small(uri: str, cluster) -> None:
     assert lance.dataset(uri).count_rows() == 40
     spilled = [
         path
-        for path in Path("/tmp/ray/session_latest/logs").glob("raylet*.out")
+        for path in nodes.logs().glob("raylet*.out")
         if re.search(r"Spilled [1-9]", path.read_text())
     ]
     assert not spilled

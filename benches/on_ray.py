@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """lance_tasks.ray beside lance-ray: the same cluster, the same data, in turns.
 
-    python benches/ray.py [--runs N] [--less N] [--only NAME]... [--data FOLDER] [--out FILE]
+    python benches/on_ray.py [--runs N] [--less N] [--only NAME]... [--data FOLDER] [--out FILE]
 
 One cluster of two nodes of one CPU each serves the whole run. A measurement is one call on the
 driver, from the call to its return with the commit done; each side has a warm-up that does not
@@ -11,10 +11,10 @@ and its memory after that.
 """
 
 import argparse
-import json
+import datetime
+import importlib.metadata
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -24,16 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# This file is called as the package is that it measures.
-HERE = Path(__file__).resolve().parent
-sys.path = [place for place in sys.path if Path(place or ".").resolve() != HERE]
+import lance
+import lance_ray
+import numpy as np
+import pyarrow as pa
+import ray
+from common import BENCHES, ROOT, find_library, package_path
+from ray.cluster_utils import Cluster
 
-import lance  # noqa: E402
-import lance_ray  # noqa: E402
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+# Also for the processes that Ray starts.
+find_library()
+os.environ["PYTHONPATH"] = os.pathsep.join([*package_path(), str(ROOT / "python")])
 
 import lance_tasks as lt  # noqa: E402
 import lance_tasks.ray as ltr  # noqa: E402
@@ -383,7 +384,9 @@ def main() -> None:
     parser.add_argument("--less", type=int, default=1, help="so many times less work")
     parser.add_argument("--only", action="append", choices=[*CASES, "start"])
     parser.add_argument("--data", type=Path, default=Path.home() / ".cache/lance-tasks/bench-ray")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--out", type=Path, help="of a full run: a section of benches/RESULTS.md, put in its place"
+    )
     args = parser.parse_args()
     args.data.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -414,10 +417,24 @@ def main() -> None:
                 f"worker has {ours['base'] / 1e6:.0f} MB.",
             ]
             print(lines[-1], flush=True)
-    versions = {"lance_tasks": lt.versions(), "lance-ray": "0.5.0", "ray": ray.__version__}
-    lines += ["", f"Versions: {json.dumps(versions)}; {args.runs} runs, less: {args.less}."]
+    versions = lt.versions()
+    command = f"python benches/on_ray.py --runs {args.runs}"
+    head = (
+        f"`{command}`, {datetime.date.today()}: two simulated nodes of one CPU each, both sides in "
+        f"turns on the same cluster, medians. lance-tasks {versions['lance_tasks']} (Lance "
+        f"{versions['lance']}), lance-ray {importlib.metadata.version('lance-ray')}, ray "
+        f"{ray.__version__}. A target, where there is one, stands behind the ratio. Memory is what "
+        "the largest worker process has to itself."
+    )
+    section = "\n".join(["## Ray, beside lance-ray", "", head, "", *lines, ""])
     if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+        args.out.write_text(section)
+    elif not args.only and args.less == 1:
+        results = BENCHES / "RESULTS.md"
+        before, _, after = results.read_text().partition("\n## Ray, beside lance-ray\n")
+        rest = after.partition("\n## ")
+        kept = rest[1] + rest[2]
+        results.write_text(f"{before.rstrip()}\n\n{section}{kept}")
 
 
 if __name__ == "__main__":
