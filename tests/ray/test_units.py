@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import sys
@@ -19,7 +20,7 @@ from lance_tasks.ray._progress import Bar
 from lance_tasks.ray._results import Results
 from lance_tasks.ray._spool import _grouped
 from lance_tasks.ray._timeline import Timeline
-from lance_tasks.ray._worker import Storage
+from lance_tasks.ray._worker import Storage, memory_budget
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,18 @@ def test_the_timeline_at_a_glance(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in picture and "<b>" not in picture
     assert "8 attempts in 10.0 s: 6 ok, 1 again, 1 lost" in picture
     Timeline().write([str(tmp_path / "empty.html")])
+
+
+def test_memory_of_a_worker() -> None:
+    """Three quarters of what Ray was asked for, else the CPUs' share of half the machine."""
+    assert memory_budget(4 << 30, 1) == 3 << 30
+    count = os.cpu_count() or 1
+    assert memory_budget(None, count) is None, "the executor's own default, half of the machine"
+    if count > 1:
+        share = memory_budget(None, 1)
+        assert share is not None
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert 1 << 28 <= share <= max(machine / 2 / count, 1 << 28)
 
 
 def test_names_of_results() -> None:

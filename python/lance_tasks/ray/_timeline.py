@@ -128,7 +128,7 @@ class Timeline:
         ]
         for lane, row in enumerate(rows):
             y = top + lane * _LANE
-            label = html.escape(f"{row['node'][:12]} {row['worker']}")
+            label = html.escape(f"{row['node'][-22:]} {row['worker']}")
             parts.append(f'<text x="8" y="{y + 10}">{label}</text>')
             parts.append(
                 f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y + 13}" y2="{y + 13}" '
@@ -151,7 +151,11 @@ class Timeline:
                 )
         for tick in range(11):
             x = _LEFT + tick / 10 * _WIDTH
-            parts.append(f'<text x="{x:.0f}" y="{height - 8}">{span * tick / 10:.1f} s</text>')
+            anchor = "end" if tick == 10 else "middle" if tick else "start"
+            parts.append(
+                f'<text x="{x:.0f}" y="{height - 8}" text-anchor="{anchor}">'
+                f"{span * tick / 10:.1f} s</text>"
+            )
         return "\n".join([*parts, "</svg>"])
 
     def page(self) -> str:
