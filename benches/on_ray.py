@@ -16,10 +16,9 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,51 +210,16 @@ def timed():
     _timed.append(time.perf_counter() - begin)
 
 
-class Watch:
-    """The largest resident set of any worker process while the block runs."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._ended = threading.Event()
-
-    def _look(self) -> None:
-        while not self._ended.wait(0.05):
-            for folder in Path("/proc").iterdir():
-                if not folder.name.isdigit():
-                    continue
-                with suppress(OSError, ValueError):
-                    if (folder / "cmdline").read_bytes().startswith(b"ray::"):
-                        self.peak = max(self.peak, memory_of(folder))
-
-    def __enter__(self) -> "Watch":
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
-def memory_of(folder: Path) -> int:
-    """Bytes of a process that are its own: shared pages are the object store's."""
-    for line in (folder / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def measure(case: Case, given: Any, side: str, scratch: Path, less: int) -> dict[str, float]:
     out = str(Path(tempfile.mkdtemp(dir=scratch)) / "out.lance")
     work = case.ours if side == "lance-tasks" else case.theirs
     _timed.clear()
     begin = time.perf_counter()
-    with Watch() as watch:
-        work(given, out)
+    work(given, out)
     seconds = _timed[0] if _timed else time.perf_counter() - begin
     case.check(out, less)
     shutil.rmtree(Path(out).parent)
-    return {"seconds": seconds, "peak": watch.peak}
+    return {"seconds": seconds}
 
 
 def own_memory() -> dict[str, int]:
@@ -264,7 +228,7 @@ def own_memory() -> dict[str, int]:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
         sizes[name] = int(value.split()[0]) * 1024
-    return {"rss": sizes["Rss"], "peak": sizes["Private_Dirty"] + sizes["Private_Clean"]}
+    return {"rss": sizes["Rss"], "own": sizes["Private_Dirty"] + sizes["Private_Clean"]}
 
 
 @ray.remote
@@ -325,9 +289,9 @@ def start(side: str, scratch: Path) -> dict[str, float]:
     shutil.rmtree(folder)
     return {
         "seconds": seconds,
-        "peak": memory["peak"] - base["peak"],
+        "own": memory["own"] - base["own"],
         "rss": memory["rss"],
-        "base": base["rss"],
+        "bare": base["rss"],
     }
 
 
@@ -348,16 +312,15 @@ def in_turns(what: Callable[[str], dict[str, float]], runs: int) -> dict[str, di
     }
 
 
-def report(title: str, answers: dict[str, dict[str, float]], targets: dict[str, float]) -> str:
-    ours, theirs = (answers[side] for side in SIDES)
-    cells = [f"{title}"]
-    for key, unit, scale in (("seconds", "s", 1.0), ("peak", "MB", 1e-6)):
-        ratio = theirs[key] / ours[key] if ours[key] else float("nan")
-        text = f"{ours[key] * scale:.2f} {unit} | {theirs[key] * scale:.2f} {unit} | {ratio:.2f}"
-        if targets.get(key):
-            text += f" ({'met' if ratio >= targets[key] else 'NOT met'}: {targets[key]:g})"
-        cells.append(text)
-    line = f"| {' | '.join(cells)} |"
+def report(
+    title: str, answers: dict[str, dict[str, float]], key: str, scale: str, target: float
+) -> str:
+    ours, theirs = (answers[side][key] for side in SIDES)
+    ratio = theirs / ours if ours else float("nan")
+    factor, unit, digits = {"s": (1.0, "s", 2), "MB": (1e-6, "MB", 0)}[scale]
+    shown = (f"{value * factor:.{digits}f} {unit}" for value in (ours, theirs))
+    verdict = f"{target:g}x | {'met' if ratio >= target else 'not met'}" if target else " | "
+    line = f"| {title} | {' | '.join(shown)} | {ratio:.2f}x | {verdict} |"
     print(line, flush=True)
     return line
 
@@ -390,8 +353,8 @@ def main() -> None:
     args = parser.parse_args()
     args.data.mkdir(parents=True, exist_ok=True)
     lines = [
-        "| | lance-tasks | lance-ray | ratio | memory of a worker | lance-ray's | ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | lance-tasks | lance-ray | ratio | target | |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     print("\n".join(lines), flush=True)
     with two_nodes(1 << 30), tempfile.TemporaryDirectory(dir=args.data) as scratch:
@@ -403,28 +366,22 @@ def main() -> None:
             answers = in_turns(
                 lambda side, c=case, g=given, p=place: measure(c, g, side, p, args.less), args.runs
             )
-            lines.append(report(case.title, answers, {"seconds": case.target}))
+            lines.append(report(case.title, answers, "seconds", "s", case.target))
         if not args.only or "start" in args.only:
             answers = in_turns(lambda side: start(side, Path(scratch)), args.runs)
-            targets = {"seconds": 2.0, "peak": 2.0}
-            title = "Worker start to first result, and memory beyond a bare Ray worker"
-            lines.append(report(title, answers, targets))
-            ours, theirs = (answers[side] for side in SIDES)
             lines += [
-                "",
-                f"Resident in all, shared pages included: {ours['rss'] / 1e6:.0f} MB and "
-                f"{theirs['rss'] / 1e6:.0f} MB ({theirs['rss'] / ours['rss']:.2f}); a bare Ray "
-                f"worker has {ours['base'] / 1e6:.0f} MB.",
+                report("Worker start to first result", answers, "seconds", "s", 2),
+                report("Memory of a worker beyond Ray's own", answers, "own", "MB", 2),
+                report("Resident in all, shared pages as well", answers, "rss", "MB", 2),
+                report("of that, a Ray worker that does nothing", answers, "bare", "MB", 0),
             ]
-            print(lines[-1], flush=True)
     versions = lt.versions()
     command = f"python benches/on_ray.py --runs {args.runs}"
     head = (
         f"`{command}`, {datetime.date.today()}: two simulated nodes of one CPU each, both sides in "
         f"turns on the same cluster, medians. lance-tasks {versions['lance_tasks']} (Lance "
         f"{versions['lance']}), lance-ray {importlib.metadata.version('lance-ray')}, ray "
-        f"{ray.__version__}. A target, where there is one, stands behind the ratio. Memory is what "
-        "the largest worker process has to itself."
+        f"{ray.__version__}."
     )
     section = "\n".join(["## Ray, beside lance-ray", "", head, "", *lines, ""])
     if args.out:
