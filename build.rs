@@ -12,8 +12,16 @@ use std::path::{Path, PathBuf};
 const SONAME: &str = "liblance_tasks.so.0";
 
 /// Files in the order in which their functions stand in the header; others follow by name.
-const ORDER: &[&str] =
-    &["types.rs", "executor.rs", "verbs.rs", "tables.rs", "files.rs", "guard.rs", "error.rs", "python.rs"];
+const ORDER: &[&str] = &[
+    "types.rs",
+    "executor.rs",
+    "verbs.rs",
+    "tables.rs",
+    "files.rs",
+    "guard.rs",
+    "error.rs",
+    "python.rs",
+];
 
 fn main() {
     link();

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance_io::object_store::{ObjectStore, ObjectStoreParams, StorageOptionsAccessor};
 use object_store::{ObjectStore as _, ObjectStoreExt, PutMode, PutOptions};
 use rayon::prelude::*;
@@ -31,8 +32,30 @@ pub enum Files {
 pub struct Store {
     store: Arc<ObjectStore>,
     root: object_store::path::Path,
-    runtime: Runtime,
+    /// Taken at the end: a runtime may not be dropped on one of another's threads.
+    runtime: Option<Runtime>,
     uri: String,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Wait, also on a thread of another tokio runtime, which may not block on this one.
+fn block_on<T: Send>(runtime: &Runtime, future: impl Future<Output = T> + Send) -> T {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return runtime.block_on(future);
+    }
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| runtime.block_on(future))
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Files {
@@ -64,10 +87,11 @@ impl Files {
             .thread_name("lance-tasks-spool")
             .enable_all()
             .build()?;
-        let (store, root) = runtime
-            .block_on(ObjectStore::from_uri_and_params(Default::default(), place, &params))
+        let opening = ObjectStore::from_uri_and_params(Default::default(), place, &params);
+        let (store, root) = block_on(&runtime, opening)
             .map_err(|e| Error::from(e).context(format!("spool {place}")))?;
-        Ok(Self::Store(Store { store, root, runtime, uri: place.trim_end_matches('/').into() }))
+        let uri = place.trim_end_matches('/').into();
+        Ok(Self::Store(Store { store, root, runtime: Some(runtime), uri }))
     }
 
     pub fn memory() -> Self {
@@ -91,7 +115,7 @@ impl Files {
                 Err(e) if missing(&e) => Ok(None),
                 Err(e) => Err(self.io(name, &e)),
             },
-            Self::Store(store) => store.runtime.block_on(store.get(name)),
+            Self::Store(store) => store.block_on(store.get(name)),
             Self::Memory(files) => Ok(lock(files).get(name).cloned()),
         }
     }
@@ -102,13 +126,14 @@ impl Files {
             Error::new(ErrorCode::Io, format!("spool {}: {name} has gone", self.place()))
         };
         match self {
-            Self::Store(store) => store.runtime.block_on(async {
-                futures::stream::iter(names)
-                    .map(|name| async { store.get(name).await?.ok_or_else(|| gone(name)) })
-                    .buffered(PARALLEL)
-                    .try_collect()
-                    .await
-            }),
+            Self::Store(store) => {
+                let reads: Vec<BoxFuture<'_, _>> =
+                    names.iter().map(|name| store.get(name).boxed()).collect();
+                let reads = futures::stream::iter(reads).buffered(PARALLEL);
+                let found: Vec<_> = store.block_on(reads.try_collect())?;
+                let found = names.iter().zip(found);
+                found.map(|(name, bytes)| bytes.ok_or_else(|| gone(name))).collect()
+            }
             _ => names
                 .par_iter()
                 .map(|name| self.get(name)?.ok_or_else(|| gone(name)))
@@ -124,7 +149,7 @@ impl Files {
                 file.persist(&path).map_err(|e| self.io(name, &e.error))?;
             }
             Self::Store(store) => {
-                store.runtime.block_on(store.put(name, bytes, PutMode::Overwrite))?;
+                store.block_on(store.put(name, bytes, PutMode::Overwrite))?;
             }
             Self::Memory(files) => {
                 lock(files).insert(name.to_owned(), bytes.to_vec());
@@ -145,9 +170,7 @@ impl Files {
                     Err(e) => return Err(self.io(name, &e.error)),
                 }
             }
-            Self::Store(store) => {
-                store.runtime.block_on(store.put(name, bytes, PutMode::Create))?
-            }
+            Self::Store(store) => store.block_on(store.put(name, bytes, PutMode::Create))?,
             Self::Memory(files) => {
                 let mut files = lock(files);
                 let new = !files.contains_key(name);
@@ -175,7 +198,7 @@ impl Files {
                 Err(e) if !missing(&e) => Err(self.io(name, &e)),
                 _ => Ok(()),
             },
-            Self::Store(store) => store.runtime.block_on(store.delete(name)),
+            Self::Store(store) => store.block_on(store.delete(name)),
             Self::Memory(files) => {
                 lock(files).remove(name);
                 Ok(())
@@ -183,21 +206,24 @@ impl Files {
         }
     }
 
-    /// The names in a folder, without the folder, in order. No such folder: none.
+    /// The names of the files in a folder, without the folder, in order; not those of folders in it. No
+    /// such folder: none.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let mut names: Vec<String> = match self {
             Self::Local(root) => match std::fs::read_dir(root.join(folder)) {
                 Err(e) if missing(&e) => Vec::new(),
                 Err(e) => return Err(self.io(folder, &e)),
                 Ok(entries) => entries
+                    .filter(|entry| !entry.as_ref().is_ok_and(is_folder))
                     .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
                     .collect::<std::io::Result<_>>()
                     .map_err(|e| self.io(folder, &e))?,
             },
-            Self::Store(store) => store.runtime.block_on(store.list(folder))?,
+            Self::Store(store) => store.block_on(store.list(folder))?,
             Self::Memory(files) => lock(files)
                 .keys()
                 .filter_map(|name| name.strip_prefix(folder)?.strip_prefix('/'))
+                .filter(|name| !name.contains('/'))
                 .map(str::to_owned)
                 .collect(),
         };
@@ -251,6 +277,10 @@ impl Files {
     }
 }
 
+fn is_folder(entry: &std::fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
 fn missing(error: &std::io::Error) -> bool {
     // A file in the place of the folder holds no spool either.
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
@@ -280,6 +310,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Store {
+    fn block_on<T: Send>(&self, future: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let runtime =
+            self.runtime.as_ref().ok_or_else(|| Error::internal("the store has ended"))?;
+        block_on(runtime, future)
+    }
+
     fn path(&self, name: &str) -> object_store::path::Path {
         name.split('/').fold(self.root.clone(), |path, part| path.join(part))
     }
@@ -315,13 +351,9 @@ impl Store {
     }
 
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
-        self.store
-            .inner
-            .list(Some(&self.path(folder)))
-            .try_filter_map(async |object| Ok(object.location.filename().map(str::to_owned)))
-            .try_collect()
-            .await
-            .map_err(|e| self.failed(folder, e))
+        let found = self.store.inner.list_with_delimiter(Some(&self.path(folder))).await;
+        let objects = found.map_err(|e| self.failed(folder, e))?.objects;
+        Ok(objects.iter().filter_map(|o| o.location.filename().map(str::to_owned)).collect())
     }
 }
 
@@ -342,6 +374,9 @@ mod tests {
         let all = files.get_all(&["a/b".into(), "a/a".into()]).unwrap();
         assert_eq!(all, [b"3", b"4"]);
         assert!(files.get_all(&["a/gone".into()]).is_err());
+        files.put("a/c/d", b"5").unwrap();
+        assert_eq!(files.list("a").unwrap(), ["a", "b"], "not what is in folders of it");
+        assert_eq!(files.list("a/c").unwrap(), ["d"]);
         files.delete("a/b").unwrap();
         files.delete("a/b").unwrap();
         assert_eq!(files.list("a").unwrap(), ["a"]);

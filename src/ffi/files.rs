@@ -4,19 +4,31 @@ use super::error::LanceTasksError;
 use super::executor::call;
 use super::guard::{bytes, guard, null, out, text};
 use super::types::*;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::files::Files;
 
 /// A folder, or a place in an object store, with files in it that appear whole or not at all; where
 /// `lance-tasks` (the command line) keeps its spools. Shared: a `const` handle may be used by any number
-/// of threads at once. Not usable in a child after a fork.
-pub struct LanceTasksFiles(Files);
+/// of threads at once, also of an async runtime. In a child after a fork every call with it answers
+/// `LANCE_TASKS_INVALID_STATE`.
+pub struct LanceTasksFiles {
+    files: Files,
+    pid: u32,
+}
 
 /// # Safety
 /// `files` is NULL or a live handle.
 unsafe fn handle<'a>(files: *const LanceTasksFiles) -> Result<&'a Files> {
     // SAFETY: by contract.
-    unsafe { files.as_ref() }.map(|f| &f.0).ok_or_else(|| null("files"))
+    let handle = unsafe { files.as_ref() }.ok_or_else(|| null("files"))?;
+    if handle.pid != std::process::id() {
+        let text = format!(
+            "the files were opened in process {}, this is its forked child; open them anew",
+            handle.pid
+        );
+        return Err(Error::new(ErrorCode::InvalidState, text));
+    }
+    Ok(&handle.files)
 }
 
 /// Names of files are relative, so that nothing outside of the place is reached.
@@ -58,7 +70,8 @@ pub unsafe extern "C" fn lance_tasks_files_open(
         let target = unsafe { out("out_files", out_files) }?;
         let place = unsafe { text("place", place, place_len) }?;
         let files = Files::open(place, &call?.storage_options.shared())?;
-        target.write(Box::into_raw(Box::new(LanceTasksFiles(files))));
+        let handle = LanceTasksFiles { files, pid: std::process::id() };
+        target.write(Box::into_raw(Box::new(handle)));
         Ok(())
     })
 }
@@ -127,7 +140,8 @@ pub unsafe extern "C" fn lance_tasks_files_put(
     })
 }
 
-/// The names in a folder, in order: without the folder, each ending in a NUL.
+/// The names of the files in a folder, in order: without the folder, each ending in a NUL. Folders in it
+/// are left out.
 ///
 /// # Parameters
 /// `folder`: relative to the place. `out_names`: receives the names; NULL and 0 where there are none, or

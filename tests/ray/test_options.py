@@ -38,6 +38,7 @@ def blocks(count: int = 4, rows: int = 50) -> list[pa.Table]:
         ({"min_rows_per_file": 5, "preserve_order": True}, "min_rows_per_file, preserve_order"),
         ({"spool_storage_options": {}}, "there is no spool"),
         ({"data": blocks(1)}, "takes no rows"),
+        ({"ray_remote_args": {"max_restarts": 1}}, r"ray_remote_args\['max_restarts'\]"),
     ],
 )
 def test_refused(uri: str, options: dict, said: str) -> None:
@@ -76,7 +77,7 @@ def test_timeout_and_cancel(uri: str) -> None:
     with pytest.raises(lt.DeadlineExceededError, match="more than 4 s"):
         ltr.run(spec, ray_remote_args=slow, timeout=4)
     assert oracle.files(uri) == before
-    Path(uri + ".mark").unlink()
+    Path(uri + ".mark").unlink(missing_ok=True)
     event = threading.Event()
     threading.Timer(4, event.set).start()
     with pytest.raises(lt.CancelledError, match="cancelled by the caller"):
@@ -221,8 +222,9 @@ def test_data_that_need_the_clusters_cpus(uri: str) -> None:
         time.sleep(0.3)
         return pa.table({"id": range(i * 10, i * 10 + 10)})
 
-    ltr.run(lt.Write(uri), data=[make.remote(i) for i in range(8)], timeout=60)
-    assert read(uri)["id"].to_pylist() == list(range(80))
+    references = [make.remote(i) for i in range(8)]
+    ltr.run(lt.Write(uri), data=[*references, references[0]], timeout=60)
+    assert read(uri)["id"].to_pylist() == [*range(80), *range(10)]
     ds = ray.data.range(400, override_num_blocks=20).map_batches(lambda b: b)
     batches = ds.iter_batches(batch_size=20, batch_format="pyarrow")
     ltr.run(lt.Write(uri + "2"), data=batches, timeout=60)

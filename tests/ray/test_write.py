@@ -52,6 +52,17 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert ids(str(tmp_path / "known.lance")) == ids(str(tmp_path / "unknown.lance"))
 
 
+def test_a_spool_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ray.data.range(10)
+    ltr.write(rows, "d.lance", spool="sp")
+    assert ltr.write(rows, "d.lance", spool="sp").already_committed
+    ltr.run(lt.Compact("d.lance"), spool="sp2")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(lt.InvalidArgumentError, match="uri: the spool has"):
+        ltr.run(lt.Compact("d.lance"), spool=tmp_path / "sp2")
+
+
 def test_run_takes_a_dataset(uri: str) -> None:
     spec = lt.Write(uri, max_rows_per_file=40)
     ltr.run(spec, data=ray.data.range(100, override_num_blocks=1))
@@ -282,6 +293,47 @@ def test_a_sink_writes_once(uri: str) -> None:
         ray.data.range(20).write_datasink(sink)
     assert ids(uri) == list(range(10))
     oracle.check_no_stray(uri)
+
+
+def test_a_second_use_leaves_the_first_alone(uri: str) -> None:
+    """Of a sink whose first write is under way."""
+    sink = ltr.LanceDatasink(lt.Write(uri))
+
+    def slow(b: dict) -> dict:
+        time.sleep(0.5)
+        return b
+
+    ds = ray.data.range(40, override_num_blocks=8).map_batches(slow)
+    thread = threading.Thread(target=lambda: ds.write_datasink(sink))
+    thread.start()
+    while sink._desk is None:
+        time.sleep(0.01)
+    with pytest.raises(lt.InvalidStateError, match="make another"):
+        ray.data.range(20).write_datasink(sink)
+    thread.join()
+    assert ids(uri) == list(range(40))
+
+
+def test_a_task_that_comes_late(uri: str) -> None:
+    """After the write has ended, whatever became of the cluster's store."""
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    from lance_tasks.ray._desk import Desk, here
+
+    desk = Desk(keep=True)
+    desk.start()
+    before = desk.begin("0", here())
+    desk.close(lt.DeadlineExceededError("the time is over"))
+    with pytest.raises(lt.DeadlineExceededError) as caught:
+        desk.job("0", b"job", b"spec", b"schema", None)
+    assert caught.value.retry_class == "fatal", "Ray does not try it again"
+    desk.remove()
+    late = desk.begin("1", here())
+    with pytest.raises(lt.CancelledError, match="has ended"):
+        desk.job("0", b"job", b"spec", b"schema", None)
+    for name in (before, late):
+        desk.end(name, "0", here(), 0.0, None, "CANCELLED")
+    assert _internal_kv_list(b"", namespace=b"lance_tasks") == []
 
 
 def test_no_block_is_left_out(uri: str) -> None:

@@ -38,7 +38,8 @@ class Blocks:
         """Those blocks that are in Ray's object store, or will be."""
         if self.count is None:
             return []
-        return [b for group in self._groups for b in group if isinstance(b, ray.ObjectRef)]
+        blocks = (block for group in self._groups for block in group)
+        return list(dict.fromkeys(b for b in blocks if isinstance(b, ray.ObjectRef)))
 
     def first(self) -> Any:
         """A block, to see the schema of."""

@@ -45,7 +45,7 @@ class Desk:
     under way, so that the driver knows when the last one has ended, and which were lost.
 
     Args:
-        keep: note attempts that have ended as well, for a bar or a timeline.
+        keep: note what attempts did that have ended, for a bar or a timeline.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -59,8 +59,13 @@ class Desk:
         value: bytes | None = kv._internal_kv_get(self._key(*parts), namespace=_NAMESPACE)
         return value
 
-    def _put(self, value: bytes, *parts: str, overwrite: bool = True) -> None:
-        kv._internal_kv_put(self._key(*parts), value, overwrite, namespace=_NAMESPACE)
+    def _put(self, value: bytes, *parts: str, overwrite: bool = True) -> bool:
+        """Put a value; was there one already?"""
+        there: bool = kv._internal_kv_put(self._key(*parts), value, overwrite, namespace=_NAMESPACE)
+        return there
+
+    def _del(self, *parts: str) -> None:
+        kv._internal_kv_del(self._key(*parts), namespace=_NAMESPACE)
 
     def _names(self, folder: str) -> list[str]:
         prefix = self._key(folder, "")
@@ -69,15 +74,32 @@ class Desk:
 
     # On workers
 
-    def job(self, job: bytes | None, spec: bytes, schema: bytes, storage: Storage) -> bytes:
-        """The job: the driver's, or the one that the first task prepares.
+    def begin(self, partition: str, place: dict[str, Any]) -> str:
+        """An attempt begins: its name."""
+        name = str(uuid.uuid4())
+        fact = {**place, "partition": partition, "start": time.time()}
+        self._put(json.dumps(fact).encode(), "open", name)
+        return name
+
+    def job(
+        self, partition: str, job: bytes | None, spec: bytes, schema: bytes, storage: Storage
+    ) -> bytes:
+        """The job: the driver's, or the one that the first task prepares. Comes after `begin`, so
+        that no attempt writes of which the driver does not know.
 
         Raises:
             Error: `close` was called with it, or what `prepare` says.
         """
-        refused = self._get("closed")
-        if refused is not None:
-            raise from_code(*json.loads(refused))
+        state = self._get("state")
+        if state is None:
+            raise _ended()
+        if state:
+            code, message = json.loads(state)
+            # Not to be tried again, whatever the code means elsewhere.
+            raise from_code(code, message, "fatal")
+        if self._put(b"", "begun", partition, overwrite=False):
+            # Whatever became of the attempt before, its files are not used.
+            self._put(b"", "stray")
         found = job or self._get("job")
         if found is None:
             made = retrying(lambda: lt.prepare(spec, _IpcSchema(schema), **storage.keywords()), 3)
@@ -85,15 +107,8 @@ class Desk:
             self._put(made.to_bytes(), "job", overwrite=False)
             found = self._get("job")
         if found is None:
-            raise lt.CancelledError("the write has ended")
+            raise _ended()
         return found
-
-    def begin(self, partition: str, place: dict[str, Any]) -> str:
-        """An attempt begins: its name."""
-        name = str(uuid.uuid4())
-        fact = {**place, "partition": partition, "start": time.time()}
-        self._put(json.dumps(fact).encode(), "open", name)
-        return name
 
     def end(
         self,
@@ -105,41 +120,50 @@ class Desk:
         error: str | None,
     ) -> None:
         """An attempt has ended: what it did, or its error's code."""
-        if error is not None:
-            self._put(b"", "failed")
-        if self._keep:
-            fact = {**place, "partition": partition, "start": start, "end": time.time()}
-            fact |= {"error": error, "rows": None, "bytes": None}
-            if facts is not None:
-                fact |= {key: facts[key] for key in ("rows", "bytes")}
-                fact |= {"start": facts["started"], "end": facts["started"] + facts["elapsed"]}
-            self._put(json.dumps(fact).encode(), "ended", name)
-        kv._internal_kv_del(self._key("open", name), namespace=_NAMESPACE)
+        if self._get("state") is not None:
+            if error is not None:
+                self._put(b"", "stray")
+            if self._keep:
+                fact = {**place, "partition": partition, "start": start, "end": time.time()}
+                fact |= {"error": error, "rows": None, "bytes": None}
+                if facts is not None:
+                    fact |= {key: facts[key] for key in ("rows", "bytes")}
+                    fact |= {"start": facts["started"], "end": facts["started"] + facts["elapsed"]}
+                self._put(json.dumps(fact).encode(), "ended", name)
+        self._del("open", name)
 
     # On the driver
 
+    def start(self) -> None:
+        """Write tasks may begin."""
+        self._put(b"", "state")
+
     def close(self, error: Error) -> None:
         """Attempts that would begin from now on get this error."""
-        told = json.dumps([error.code, error.message, error.retry_class]).encode()
-        self._put(told, "closed", overwrite=False)
+        if self._get("state") == b"":
+            self._put(json.dumps([error.code, error.message]).encode(), "state")
 
     def open(self) -> int:
         """How many attempts have begun and not ended; among them are those that were lost."""
         return len(self._names("open"))
 
-    def failures(self) -> bool:
-        """Has an attempt failed?"""
-        return self._get("failed") is not None
+    def stray(self) -> bool:
+        """Were there attempts whose files are not used?"""
+        return self._get("stray") is not None
 
     def prepared(self) -> bytes | None:
         """The job that a write task has prepared."""
         return self._get("job")
 
-    def attempts(self, known: dict[str, dict[str, Any]]) -> None:
-        """Add attempts that have ended to those known."""
+    def ended(self) -> list[dict[str, Any]]:
+        """Attempts that have ended since the last call."""
+        found = []
         for name in self._names("ended"):
-            if name not in known:
-                known[name] = json.loads(self._get("ended", name) or b"{}")
+            fact = self._get("ended", name)
+            if fact is not None:
+                found.append(json.loads(fact))
+                self._del("ended", name)
+        return found
 
     def lost(self) -> list[dict[str, Any]]:
         """Attempts that have not ended."""
@@ -147,8 +171,13 @@ class Desk:
         return [json.loads(fact) for fact in found if fact is not None]
 
     def remove(self) -> None:
-        """Leave nothing in the store."""
+        """Leave nothing in the store. Attempts that would begin later find that the write has
+        ended."""
         kv._internal_kv_del(self._prefix, del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def _ended() -> Error:
+    return lt.CancelledError("the write has ended", retry_class="fatal")
 
 
 def here() -> dict[str, Any]:

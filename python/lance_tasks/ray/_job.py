@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -15,7 +14,7 @@ from lance_tasks.errors import Error, InvalidArgumentError
 from ._blocks import BlockSchema
 from ._pool import Work
 from ._results import Results
-from ._retry import note, retrying
+from ._retry import clear, note, retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,8 +160,7 @@ class Run:
         kept = not outcome.complete and self._spool is not None
         lost = pool.stray or self._resumed or outcome.already_committed or not outcome.complete
         if lost and not kept:
-            with contextlib.suppress(Error):
-                lt.abort(job, results, **self._storage.keywords())
+            clear(self._storage, job, results)
         if self._spool is not None:
             # Last: where this driver dies before, the next one removes what attempts have left.
             self._spool.put_outcome(outcome)

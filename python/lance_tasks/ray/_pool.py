@@ -102,6 +102,8 @@ class _Member:
         self.host = ""
         self.load = 0
         self.dead = False
+        # Bad starts that there had been when it was started.
+        self.bad_starts = 0
 
     @property
     def name(self) -> str:
@@ -113,7 +115,6 @@ class Pool:
 
     Args:
         size: how many; None: as many as the cluster has CPUs for.
-        spare: CPUs that are left to others then.
         remote_args: Ray's options of the actors.
         storage: storage options for the workers.
         limits: also of the further attempts per task, for failures and for deaths each.
@@ -123,7 +124,6 @@ class Pool:
     def __init__(
         self,
         size: int | None,
-        spare: float,
         remote_args: Mapping[str, Any] | None,
         storage: Storage,
         limits: Limits,
@@ -139,8 +139,9 @@ class Pool:
         args["max_concurrency"] = self._threads + 3
         self._actor = ray.remote(Worker).options(**args)
         self._budget = memory_budget(args.get("memory"), cpus)
-        room = _resources().get("CPU", 1) - spare
-        self._size = size or max(1, int(room / max(cpus, 0.25)))
+        self._cpus = max(cpus, 0.25)
+        self._size = size or max(1, int(_resources().get("CPU", 1) / self._cpus))
+        self._awaited: list[Any] = []
         self._storage = storage
         self._versions = versions()
         self._limits = limits
@@ -161,6 +162,11 @@ class Pool:
         # Attempts that ended otherwise than with a result that is used may have left files.
         self.stray = False
 
+    def leave_room(self, spare: float, references: list[Any]) -> None:
+        """Leave CPUs to others, and start no worker before objects are there."""
+        self._size = max(1, int(self._size - spare / self._cpus))
+        self._awaited = references
+
     # The tasks
 
     def run(
@@ -179,14 +185,16 @@ class Pool:
         """
         source = iter(works)
         self._durations.clear()
+        self._limits.wait(self._awaited)
+        self._awaited = []
         self._want(min(self._size, count) if count is not None else self._size)
         more = True
         while True:
             self._limits.check()
             more = self._dispatch(source, more)
-            if not (more or self._queue or self._later) and all(
-                attempt.work.done for attempt in self._running.values()
-            ):
+            under_way = [attempt.work for attempt in self._running.values()]
+            waiting = [*self._queue, *(later[2] for later in self._later)]
+            if not more and all(work.done for work in [*under_way, *waiting]):
                 # What is still running has lost to another attempt.
                 return
             for ref in self._wait():
@@ -253,17 +261,20 @@ class Pool:
         work = attempt.work
         try:
             result, facts = ray.get(ref)
+        except rx.ObjectLostError as e:
+            # Of its data, or its result. What this driver has put is put again.
+            self.stray = True
+            work.refs = None
+            self._note(attempt, "failed")
+            self._bar.counts.failed += 1
+            what = "data" if isinstance(e, rx.RayTaskError) else "result"
+            lost = f"the {what} of task {work.index}: lost with a node ({type(e).__name__})"
+            self._failed(work, {"code": "IO", "class": "retry_task", "message": lost}, give_up)
+            return
         except rx.RayTaskError as e:
             self._note(attempt, "failed")
             # Of the functions that give the data, say.
             raise e.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
-        except rx.ObjectLostError as e:
-            self.stray = True
-            self._note(attempt, "failed")
-            self._bar.counts.failed += 1
-            lost = f"data of task {work.index}: {type(e).__name__}"
-            self._failed(work, {"code": "IO", "class": "retry_task", "message": lost}, give_up)
-            return
         except rx.RayError as e:
             self._lost(attempt, e, give_up)
             return
@@ -386,6 +397,7 @@ class Pool:
         """Have so many workers, started or starting."""
         for _ in range(count - len(self._ready) - len(self._starting)):
             member = _Member(next(self._numbers), self._actor.remote(self._threads, self._budget))
+            member.bad_starts = self._bad_starts
             # An argument of a method, unlike one of the constructor, is nowhere kept by Ray.
             self._starting[member.actor.hello.remote(self._storage)] = member
 
@@ -397,7 +409,9 @@ class Pool:
             ray.kill(member.actor)
             raise self._worker_error(e, member) from None
         except rx.RayError as e:
-            self._bad_starts += 1
+            # Those of one node that went away count once.
+            if member.bad_starts == self._bad_starts:
+                self._bad_starts += 1
             if self._bad_starts >= _BAD_STARTS or isinstance(e, rx.RuntimeEnvSetupError):
                 raise WorkerStartError(f"workers die before they are ready: {e}") from None
             self._want(len(self._ready) + len(self._starting) + 1)

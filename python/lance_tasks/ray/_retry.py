@@ -11,8 +11,10 @@ from lance_tasks.errors import CancelledError, DeadlineExceededError, Error, Inv
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
+
+    from lance_tasks import Job
 
     from ._worker import Storage
 
@@ -108,6 +110,16 @@ def retrying(what: Callable[[], _T], max_retries: int) -> _T:
                 raise
         count += 1
         time.sleep(_pause(count))
+
+
+def clear(storage: Storage, job: Job, results: Sequence[bytes] = ()) -> None:
+    """Remove what attempts have left whose results were not needed."""
+    import lance_tasks as lt
+
+    try:
+        lt.abort(job, results, **storage.keywords())
+    except Error as e:
+        log.warning("files of lost attempts of job %s may be left: %s", job.id, e)
 
 
 def note(error: BaseException, text: str) -> None:

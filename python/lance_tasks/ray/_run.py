@@ -18,6 +18,7 @@ from ._job import Run
 from ._pool import Pool
 from ._progress import Bar
 from ._retry import Limits
+from ._specs import absolute, whole_files
 from ._spool import Spool
 from ._timeline import Timeline, places
 from ._worker import Storage
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from ._timeline import Places
 
 _READS = ("take_blobs",)
-# The library's default of max_rows_per_file.
-_MAX_ROWS = 1 << 20
+# Options of actors that are not the caller's.
+_OWN = ("max_concurrency", "max_restarts", "max_task_retries")
 _IN_PARTS = ("compact", "create_index")
 
 
@@ -121,8 +122,11 @@ def run(
     limits = Limits(timeout, cancel, max_retries)
     if num_workers is not None and num_workers < 1:
         raise InvalidArgumentError(f"num_workers: {num_workers}; at least 1")
+    own = [f"ray_remote_args[{name!r}]" for name in _OWN if name in (ray_remote_args or {})]
+    if own:
+        raise InvalidArgumentError(f"{', '.join(own)}: workers are replaced and filled by this job")
     files = places(timeline)
-    text = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
+    text = absolute(json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON)))
     operation = text["operation"]
     storage = Storage(storage_options, base_store_params)
     rows = {
@@ -187,12 +191,11 @@ def run(
     blocks = None if data is None else Blocks(data, min_rows_per_file)
 
     def pool() -> Pool:
-        # What makes the data may need CPUs of the cluster, which workers would hold.
-        spare = 0.0
+        made = Pool(num_workers, ray_remote_args, storage, limits, speculate, bar, drawn)
         if blocks is not None and num_workers is None:
-            limits.wait(blocks.references())
-            spare = 1.0 if blocks.count is None else 0.0
-        return Pool(num_workers, spare, ray_remote_args, storage, limits, speculate, bar, drawn)
+            # What makes the data may need CPUs of the cluster, which workers would hold.
+            made.leave_room(1.0 if blocks.count is None else 0.0, blocks.references())
+        return made
 
     job = Run(text, blocks, schema, storage, kept, limits, partial, bar, pool)
     try:
@@ -243,26 +246,6 @@ def open_spool(
             raise InvalidArgumentError("spool_storage_options: there is no spool")
         return None
     return Spool(os.fspath(place), storage.options() if options is None else options)
-
-
-def whole_files(spec: dict[str, Any], min_rows: int | None) -> dict[str, Any]:
-    """What was put together is not cut into a large file and a small one.
-
-    Raises:
-        InvalidArgumentError: `min_rows` is out of range.
-    """
-    if min_rows is None:
-        return spec
-    if min_rows < 1:
-        raise InvalidArgumentError(f"min_rows_per_file: {min_rows}; at least 1")
-    if spec.get("max_rows_per_file") is None:
-        return {**spec, "max_rows_per_file": max(_MAX_ROWS, 2 * min_rows)}
-    if spec["max_rows_per_file"] < min_rows:
-        raise InvalidArgumentError(
-            f"min_rows_per_file: {min_rows} is more than max_rows_per_file, "
-            f"{spec['max_rows_per_file']}"
-        )
-    return spec
 
 
 def _refuse(why: str, given: Mapping[str, bool]) -> None:

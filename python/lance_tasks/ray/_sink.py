@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from typing import Any
 
@@ -19,13 +18,14 @@ from lance_tasks.errors import Error
 from lance_tasks.specs import spec_json
 
 from ._desk import Desk, here
-from ._retry import Limits, note, retrying
+from ._retry import Limits, clear, note, retrying
+from ._specs import absolute
 from ._tables import chain, tables_of
 from ._worker import Storage, check_versions, process_executor, summary, versions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
 
@@ -39,19 +39,6 @@ log = logging.getLogger("lance_tasks.ray")
 
 # Seconds that write tasks have to end after a failure.
 _END_TIME = 5.0
-
-
-def absolute(spec: dict[str, Any]) -> dict[str, Any]:
-    """A write's spec with local paths made absolute: it may be prepared elsewhere."""
-
-    def place(path: str) -> str:
-        return path if "://" in path else os.path.abspath(path)
-
-    spec = {**spec, "uri": place(spec["uri"])}
-    if spec.get("initial_bases"):
-        bases = spec["initial_bases"]
-        spec["initial_bases"] = [{**base, "path": place(base["path"])} for base in bases]
-    return spec
 
 
 class AgainError(Exception):
@@ -75,14 +62,43 @@ class _Driver:
         self.timeline: Timeline | None = None
         self.bar: Bar | None = None
         self.outcome: lt.Outcome | None = None
-        self.attempts: dict[str, dict[str, Any]] = {}
+        # How often each partition was attempted, and those that are done; for a bar.
+        self.tries: dict[str, int] = {}
+        self.done: set[str] = set()
+        # Every attempt, for a timeline.
+        self.attempts: list[dict[str, Any]] = []
         # The job of a driver that died while it read: its write tasks may have outlived it a while.
         self.left: lt.Job | None = None
         self.used = False
+        # The last error is of a second use, which is nothing to the first.
+        self.refused = False
+
+    def count(self, attempts: list[dict[str, Any]]) -> None:
+        """Attempts have ended."""
+        if self.timeline is not None:
+            self.attempts += attempts
+        if self.bar is None:
+            return
+        counts = self.bar.counts
+        for attempt in attempts:
+            partition = attempt["partition"]
+            self.tries[partition] = self.tries.get(partition, 0) + 1
+            counts.retries += self.tries[partition] > 1
+            if attempt["error"] is not None:
+                counts.failed += 1
+            elif partition not in self.done:
+                self.done.add(partition)
+                counts.done += 1
+                counts.rows += attempt["rows"]
+                counts.bytes += attempt["bytes"]
+        self.bar.update()
 
 
 class LanceDatasink(Datasink[Any]):
-    """Writes a Ray Dataset; for ``ds.write_datasink(sink, ...)``. `write` does more beside.
+    """Writes one Ray Dataset; for ``ds.write_datasink(sink, ...)``. `write` does more beside.
+
+    Where the `DataContext`'s ``max_errored_blocks`` is not 0, Ray Data leaves out blocks that
+    failed, of the write as well; `write` does not let it.
 
     Args:
         spec: `Write` without sources, a mapping, or JSON text.
@@ -158,11 +174,14 @@ class LanceDatasink(Datasink[Any]):
         """
         driver = self._driver
         if driver.used:
+            driver.refused = True
             raise lt.InvalidStateError("a LanceDatasink writes one Ray Dataset; make another")
         driver.used = True
         self.prepare(None)
         watched = driver.bar is not None and driver.bar.shown
-        self._desk = Desk(keep=watched or driver.timeline is not None)
+        desk = Desk(keep=watched or driver.timeline is not None)
+        desk.start()
+        self._desk = desk
 
     def watch(self) -> None:
         """Show how far the write is, and end it where that is due."""
@@ -172,8 +191,7 @@ class LanceDatasink(Datasink[Any]):
         if (why := driver.limits.reached()) is not None:
             desk.close(why)
         if driver.bar is not None and driver.bar.shown:
-            desk.attempts(driver.attempts)
-            _count(driver.attempts, driver.bar)
+            driver.count(desk.ended())
 
     def on_write_complete(self, write_result: WriteResult[Any]) -> None:
         """Commit."""
@@ -190,22 +208,19 @@ class LanceDatasink(Datasink[Any]):
             driver.spool.put_results(self._spec, job, parts)
         driver.outcome = driver.limits.verb(lt.commit, self._storage, job, results)
         # Before the outcome is noted: where this driver dies, the next one does it.
-        if stray:
-            self._clear(job, results)
+        if stray or driver.outcome.already_committed:
+            clear(self._storage, job, results)
         if driver.left is not None:
-            self._clear(driver.left)
+            clear(self._storage, driver.left)
         if driver.spool is not None:
             driver.spool.put_outcome(driver.outcome)
 
-    def _clear(self, job: lt.Job, results: Sequence[bytes] = ()) -> None:
-        try:
-            lt.abort(job, results, **self._storage.keywords())
-        except Error as e:
-            log.warning("files of lost attempts may be left: %s", e)
-
     def on_write_failed(self, error: Exception) -> None:
         """Remove what was written."""
-        self.abandon(error)
+        if self._driver.refused:
+            self._driver.refused = False
+        else:
+            self.abandon(error)
 
     def abandon(self, error: BaseException) -> None:
         """Remove what was written, unless it was committed, or can be from the spool."""
@@ -231,23 +246,26 @@ class LanceDatasink(Datasink[Any]):
         desk, self._desk = self._desk, None
         if desk is None:
             return False
-        desk.close(lt.CancelledError("the write has ended"))
-        lost = desk.open()
-        until = time.monotonic() + _END_TIME
-        while failed and lost and time.monotonic() < until:
-            time.sleep(0.1)
-            lost = desk.open()
-        self._job = self._job or desk.prepared()
         driver = self._driver
-        if driver.bar is not None or driver.timeline is not None:
-            desk.attempts(driver.attempts)
-        if driver.bar is not None:
-            _count(driver.attempts, driver.bar)
-        if driver.timeline is not None:
-            _draw(driver.timeline, [*driver.attempts.values(), *desk.lost()])
-        stray = lost > 0 or any(attempt["error"] for attempt in driver.attempts.values())
-        stray = stray or desk.failures()
-        desk.remove()
+        try:
+            self._job = self._job or desk.prepared()
+            desk.close(lt.CancelledError("the write has ended"))
+            lost = desk.open()
+            until = time.monotonic() + _END_TIME
+            while failed and lost and time.monotonic() < until:
+                time.sleep(0.1)
+                lost = desk.open()
+            # Between the two looks one may have prepared it.
+            self._job = self._job or desk.prepared()
+            driver.count(desk.ended())
+            if driver.timeline is not None:
+                _draw(driver.timeline, [*driver.attempts, *desk.lost()])
+            stray = lost > 0 or desk.stray()
+            desk.remove()
+        except ray.exceptions.RayError as e:
+            # What was written counts all the same; what else is there is looked for.
+            log.warning("the cluster does not answer: %s", e)
+            return True
         return stray
 
     # On workers
@@ -271,7 +289,7 @@ class LanceDatasink(Datasink[Any]):
         start = time.time()
         name = desk.begin(partition, place)
         try:
-            job = desk.job(self._job, self._spec, schema, self._storage)
+            job = desk.job(partition, self._job, self._spec, schema, self._storage)
             task = lt.Job.from_bytes(job).task(partition)
             result = self._execute(task, chain(first, tables))
             facts = summary(result)
@@ -308,22 +326,6 @@ def _tries(attempts: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, 
     for attempt in sorted(attempts, key=lambda a: float(a["start"])):
         number = counts[attempt["partition"]] = counts.get(attempt["partition"], 0) + 1
         yield number, attempt
-
-
-def _count(attempts: dict[str, dict[str, Any]], bar: Bar) -> None:
-    counts = bar.counts
-    counts.done = counts.rows = counts.bytes = counts.failed = counts.retries = 0
-    done = set()
-    for number, attempt in _tries(attempts.values()):
-        counts.retries += number > 1
-        if attempt["error"] is not None:
-            counts.failed += 1
-        elif attempt["partition"] not in done:
-            done.add(attempt["partition"])
-            counts.rows += attempt["rows"]
-            counts.bytes += attempt["bytes"]
-    counts.done = len(done)
-    bar.update()
 
 
 def _draw(timeline: Timeline, attempts: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -22,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 import lance_tasks as lt
 from lance_tasks import _arrow, _ffi
 from lance_tasks.files import Files
+
+from ._retry import retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ _PENDING = "pending.json"
 _NAME = re.compile(r"(\d+)\.([0-9x_-]+)\.(ok|failed)\.[0-9a-f-]+\.arrow")
 _TASKS_MAX = 160
 _AT_A_TIME = 16
+# Further attempts at a file.
+_PUTS = 3
 # A killed driver loses no more than the results of so many seconds.
 _EVERY = 1.0
 
@@ -143,7 +148,7 @@ class Spool:
 
     def flush(self) -> None:
         """Store the results that wait."""
-        waiting, self._waiting = sorted(self._waiting, key=lambda w: w[:3]), []
+        waiting = self._waiting
         for (stage, ok), items in itertools.groupby(
             sorted(waiting, key=lambda w: (w[0], w[2], w[1])), key=lambda w: (w[0], w[2])
         ):
@@ -153,7 +158,8 @@ class Spool:
                 rows = [item[4] for item in group]
                 # The library takes no compressed results.
                 data = rows[0] if len(rows) == 1 else _ipc(lt.results_table(rows))
-                self._files.put(name, data)
+                retrying(functools.partial(self._files.put, name, data), _PUTS)
+        self._waiting = []
 
     def results(self) -> list[bytes]:
         """Every result of the job, of every attempt."""

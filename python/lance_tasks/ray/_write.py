@@ -17,9 +17,10 @@ from lance_tasks.errors import Error, from_code
 from lance_tasks.specs import Write, spec_json
 
 from ._progress import Bar
-from ._retry import Limits
-from ._run import open_spool, whole_files
+from ._retry import Limits, clear
+from ._run import open_spool
 from ._sink import AgainError, LanceDatasink
+from ._specs import absolute, whole_files
 from ._tables import plain
 from ._timeline import Timeline, places
 from ._worker import Storage
@@ -89,7 +90,8 @@ def write(
             call commits what is there without reading any. For one driver at a time: another one
             that begins while the data are read takes this one for dead.
         spool_storage_options: as for `run`.
-        progress: as for `run`. Where its bar is shown, Ray Data shows none of its own.
+        progress: as for `run`. Where its bar is shown, Ray Data shows none of its own, nor where
+            this is False.
         timeline: as for `run`.
         options: further options of `Write`: ``max_rows_per_file``, ``blob_columns`` and so on.
 
@@ -101,7 +103,7 @@ def write(
         raise lt.InvalidArgumentError("sources, partitions: the rows are the Ray Dataset's")
     spec = Write(uri, mode=mode, schema=schema, **options)
     storage = Storage(storage_options, base_store_params)
-    text = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
+    text = absolute(json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON)))
     return write_dataset(
         ds,
         whole_files(text, min_rows_per_file),
@@ -150,7 +152,7 @@ def write_dataset(
     try:
         sink.prepare(_schema(ds, fetch=spool is not None))
         with (
-            _context(ds, preserve_order, limits.max_retries, bar.shown),
+            _context(ds, preserve_order, limits.max_retries, bar.shown or not progress),
             _Watch(sink),
         ):
             ds.write_datasink(sink, ray_remote_args=dict(ray_remote_args), concurrency=concurrency)
@@ -192,7 +194,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def _context(
-    ds: ray.data.Dataset, preserve_order: bool, max_retries: int, own_bar: bool
+    ds: ray.data.Dataset, preserve_order: bool, max_retries: int, quiet: bool
 ) -> Iterator[None]:
     """Ray Data's settings for a write. Options of its tasks instead would stand against fusing."""
     context = ds.context
@@ -208,7 +210,7 @@ def _context(
         context.retried_map_errors = [AgainError.__name__]
     context.max_map_retries = max(context.max_map_retries, max_retries)
     context.execution_options.preserve_order = preserve_order or order
-    if own_bar:
+    if quiet:
         context.enable_progress_bars = False
     try:
         yield
@@ -239,8 +241,7 @@ def _resume(
             return dataclasses.replace(outcome, already_committed=True)
         results = spool.results()
         outcome = limits.verb(lt.commit, storage, job, results)
-        with contextlib.suppress(Error):
-            lt.abort(job, results, **storage.keywords())
+        clear(storage, job, results)
         spool.put_outcome(outcome)
         return outcome
     left = spool.pending()
