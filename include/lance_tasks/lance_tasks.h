@@ -158,7 +158,8 @@ typedef struct LanceTasksExecutor LanceTasksExecutor;
 /**
  * A folder, or a place in an object store, with files in it that appear whole or not at all; where
  * `lance-tasks` (the command line) keeps its spools. Shared: a `const` handle may be used by any number
- * of threads at once. Not usable in a child after a fork.
+ * of threads at once, also of an async runtime. In a child after a fork every call with it answers
+ * `LANCE_TASKS_INVALID_STATE`.
  */
 typedef struct LanceTasksFiles LanceTasksFiles;
 
@@ -775,7 +776,8 @@ LanceTasksStatus lance_tasks_files_put(const struct LanceTasksFiles *files,
                                        struct LanceTasksError **out_error);
 
 /**
- * The names in a folder, in order: without the folder, each ending in a NUL.
+ * The names of the files in a folder, in order: without the folder, each ending in a NUL. Folders in it
+ * are left out.
  *
  * # Parameters
  * `folder`: relative to the place. `out_names`: receives the names; NULL and 0 where there are none, or
