@@ -138,17 +138,20 @@ bench: build venv
 # Empty where the build itself is clippy's (.ci/run).
 CLIPPY := cargo clippy --release --locked --all-targets -- -D warnings
 
-lint: tools venv check-header
-	cargo fmt --check
-	$(CLIPPY)
-	for crate in tests/fuzz tests/loom; do \
-		cargo fmt --check --manifest-path $$crate/Cargo.toml && \
-		cargo clippy --release --locked --all-targets --target-dir $(SMALL) \
-			--manifest-path $$crate/Cargo.toml -- -D warnings || exit 1; \
+# What needs no build comes first.
+lint: tools venv
+	for crate in . tests/fuzz tests/loom; do \
+		cargo fmt --check --manifest-path $$crate/Cargo.toml || exit 1; \
 	done
 	$(VENV)/bin/ruff check python tests examples benches hatch_build.py
 	$(VENV)/bin/ruff format --check python tests examples benches hatch_build.py
 	$(VENV)/bin/mypy
+	$(MAKE) --no-print-directory check-header
+	$(CLIPPY)
+	for crate in tests/fuzz tests/loom; do \
+		cargo clippy --release --locked --all-targets --target-dir $(SMALL) \
+			--manifest-path $$crate/Cargo.toml -- -D warnings || exit 1; \
+	done
 
 header: build
 	tests/abi/check_header.sh --write
