@@ -110,6 +110,22 @@ impl Drop for Inner {
     }
 }
 
+/// Wait, also on a thread of another tokio runtime, which may not block on this one.
+pub(crate) fn block_on<T: Send>(
+    runtime: &tokio::runtime::Runtime,
+    future: impl Future<Output = T> + Send,
+) -> T {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return runtime.block_on(future);
+    }
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| runtime.block_on(future))
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Memory in pages of 64 KiB, handed out in the order of asking.
 struct Budget {
     pages: Semaphore,
@@ -335,17 +351,7 @@ impl Executor {
     }
 
     fn block_on<T: Send>(&self, future: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        let runtime = self.runtime()?;
-        if tokio::runtime::Handle::try_current().is_err() {
-            return runtime.block_on(future);
-        }
-        // The caller is on a thread of another tokio runtime, which may not block on this one.
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| runtime.block_on(future))
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        block_on(self.runtime()?, future)
     }
 
     /// Run on the calling thread, under the call's cancel token and deadline.

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use tokio::runtime::Runtime;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::executor::block_on;
 
 /// Requests under way at a time.
 const PARALLEL: usize = 64;
@@ -43,19 +44,6 @@ impl Drop for Store {
             runtime.shutdown_background();
         }
     }
-}
-
-/// Wait, also on a thread of another tokio runtime, which may not block on this one.
-fn block_on<T: Send>(runtime: &Runtime, future: impl Future<Output = T> + Send) -> T {
-    if tokio::runtime::Handle::try_current().is_err() {
-        return runtime.block_on(future);
-    }
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| runtime.block_on(future))
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 impl Files {

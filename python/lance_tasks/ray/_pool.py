@@ -264,15 +264,20 @@ class Pool:
         except rx.ObjectLostError as e:
             # Of its data, or its result. What this driver has put is put again.
             self.stray = True
-            work.refs = None
             self._note(attempt, "failed")
+            if work.done:
+                return
+            work.refs = None
             self._bar.counts.failed += 1
             what = "data" if isinstance(e, rx.RayTaskError) else "result"
             lost = f"the {what} of task {work.index}: lost with a node ({type(e).__name__})"
             self._failed(work, {"code": "IO", "class": "retry_task", "message": lost}, give_up)
             return
         except rx.RayTaskError as e:
+            self.stray = True
             self._note(attempt, "failed")
+            if work.done:
+                return
             # Of the functions that give the data, say.
             raise e.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
         except rx.RayError as e:
