@@ -101,7 +101,7 @@ test-python: build venv node
 
 # Two simulated nodes on this machine.
 test-ray: build venv
-	$(PY) -m pytest tests/ray -q -n 3
+	$(PY) -m pytest tests/ray -q -n 2
 
 test-faults: build venv
 	$(PY) -m pytest tests/faults -q -n 2
