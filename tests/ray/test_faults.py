@@ -151,6 +151,8 @@ def test_the_dataset_moves_on(uri: str) -> None:
 
 def test_ctrl_c(uri: str) -> None:
     make_dataset(uri)
+    # A shell's background jobs ignore it.
+    before_signal = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = oracle.files(uri)
 
     def interrupt() -> bool:
@@ -159,11 +161,14 @@ def test_ctrl_c(uri: str) -> None:
         return True
 
     spec = lt.Compact(uri, target_rows_per_fragment=200)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        nodes.Meanwhile(lambda: len(nodes.workers()) > 0, interrupt),
-    ):
-        ltr.run(spec, ray_remote_args=nodes.hooked("slow"))
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            nodes.Meanwhile(lambda: len(nodes.workers()) > 0, interrupt),
+        ):
+            ltr.run(spec, ray_remote_args=nodes.hooked("slow"))
+    finally:
+        signal.signal(signal.SIGINT, before_signal)
     assert oracle.files(uri) == before
     nodes.no_workers()
 

@@ -85,23 +85,27 @@ def test_timeout_and_cancel(uri: str) -> None:
     assert oracle.files(uri) == before
 
 
-def test_timeout_and_cancel_of_a_ray_dataset(uri: str) -> None:
+def test_timeout_and_cancel_of_a_ray_dataset(uri: str, tmp_path: Path) -> None:
     make_dataset(uri, rows=10)
     before = oracle.files(uri)
 
     def slow(batch: dict) -> dict:
         time.sleep(0.3)
+        (tmp_path / f"block {batch['id'][0]} {time.time()}").touch()
         return batch
 
+    def computed() -> int:
+        return len(list(tmp_path.glob("block *")))
+
     ds = ray.data.range(1000, override_num_blocks=100).map_batches(slow)
-    began = time.monotonic()
     with pytest.raises(lt.DeadlineExceededError):
         ltr.write(ds, uri, mode="append", timeout=3)
+    assert computed() < 100
     event = threading.Event()
     threading.Timer(3, event.set).start()
     with pytest.raises(lt.CancelledError, match="cancelled by the caller"):
         ltr.run(lt.Write(uri, mode="append"), data=ds, cancel=event)
-    assert time.monotonic() - began < 30 * 0.3 * 2, "not all blocks were waited for"
+    assert computed() < 200
     assert oracle.files(uri) == before
 
 
