@@ -10,27 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from datetime import timedelta
 from typing import Any, ClassVar
 
-from .errors import InvalidArgumentError
+from ._encode import Part, ipc_schema, keys_of, plain, range_of, tensor
 
 Path = str | os.PathLike[str]
 
 
-class _Part:
-    """What has a JSON form: its fields that are not None."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form as plain values."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        return {name: _plain(value) for name, value in values if value is not None}
-
-
-class _Spec(_Part):
+class _Spec(Part):
     operation: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,7 +33,7 @@ class _Spec(_Part):
 
 
 @dataclass(frozen=True)
-class Source(_Part):
+class Source(Part):
     """Where rows come from.
 
     Attributes:
@@ -70,7 +60,7 @@ class Source(_Part):
 
 
 @dataclass(frozen=True)
-class AutoCleanup(_Part):
+class AutoCleanup(Part):
     """Clean versions older than `older_than_seconds` up, after every `interval`-th commit."""
 
     interval: int
@@ -78,7 +68,7 @@ class AutoCleanup(_Part):
 
 
 @dataclass(frozen=True)
-class Base(_Part):
+class Base(Part):
     """A storage location beside the dataset's own.
 
     Attributes:
@@ -97,7 +87,7 @@ class Base(_Part):
 
 
 @dataclass(frozen=True)
-class BlobColumn(_Part):
+class BlobColumn(Part):
     """A column to be stored as blobs.
 
     Attributes:
@@ -196,10 +186,10 @@ class Write(_Spec):
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain values, as the library and the command line take it."""
         spec = super().to_dict()
-        if isinstance(self.sources, (str, os.PathLike, _Part)):
+        if isinstance(self.sources, (str, os.PathLike, Part)):
             spec["sources"] = [spec["sources"]]
         if self.schema is not None:
-            spec["schema"] = base64.b64encode(_ipc_schema(self.schema)).decode()
+            spec["schema"] = base64.b64encode(ipc_schema(self.schema)).decode()
         return spec
 
 
@@ -324,7 +314,7 @@ class CreateIndex(_Spec):
         spec = super().to_dict()
         for name in ("ivf_centroids", "pq_codebook"):
             if (value := getattr(self, name)) is not None:
-                spec[name] = _tensor(name, value)
+                spec[name] = tensor(name, value)
         return spec
 
 
@@ -500,31 +490,10 @@ class TakeBlobs(_Spec):
         spec = super().to_dict()
         for name in ("row_ids", "addresses", "indices"):
             if (keys := getattr(self, name)) is not None:
-                spec[name] = _keys(name, keys)
+                spec[name] = keys_of(name, keys)
         if self.ranges is not None:
-            spec["ranges"] = [_range(i, part) for i, part in enumerate(self.ranges)]
+            spec["ranges"] = [range_of(i, part) for i, part in enumerate(self.ranges)]
         return spec
-
-
-def _keys(name: str, keys: Any) -> list[Any]:
-    for to_list in ("to_pylist", "tolist"):  # pyarrow, NumPy
-        if hasattr(keys, to_list):
-            keys = getattr(keys, to_list)()
-            break
-    if isinstance(keys, (str, bytes)) or not hasattr(keys, "__iter__"):
-        raise TypeError(f"{name}: expected several numbers, got {type(keys).__name__}")
-    # Numbers of NumPy in a list of Python are numbers too, but not JSON's.
-    return [key.item() if hasattr(key, "item") else key for key in keys]
-
-
-def _range(i: int, part: Any) -> Any:
-    if part is None or isinstance(part, Mapping):
-        return _plain(part)
-    try:
-        offset, size = part
-    except (TypeError, ValueError):
-        raise TypeError(f"ranges: entry {i} is no pair of offset and size, and not None") from None
-    return {"offset": int(offset), "size": int(size)}
 
 
 SpecLike = _Spec | Mapping[str, Any] | str | bytes | bytearray | memoryview
@@ -544,81 +513,8 @@ def spec_dict(spec: _Spec | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, _Spec):
         return spec.to_dict()
     if isinstance(spec, Mapping):
-        return {str(key): _plain(value) for key, value in spec.items()}
+        return {str(key): plain(value) for key, value in spec.items()}
     raise TypeError(
         "spec: expected Write, Compact, CreateIndex, OptimizeIndex, TakeBlobs, Cleanup, AddBases, "
         f"a mapping or JSON, got {type(spec).__name__}"
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Part):
-        return value.to_dict()
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset, range)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _tensor(name: str, value: Any) -> Any:
-    """A matrix as the library takes it: nested lists, or its type, shape and bytes."""
-    if hasattr(value, "storage") and hasattr(value.storage, "flatten"):
-        value = value.storage  # pyarrow's tensor arrays
-    if hasattr(value, "type") and hasattr(value.type, "list_size"):
-        flat = value.flatten()
-        if value.null_count or flat.null_count:
-            raise InvalidArgumentError(f"option {name!r}: it has nulls")
-        names = {"halffloat": "float16", "float": "float32", "double": "float64"}
-        width = flat.type.bit_width // 8
-        data = flat.buffers()[1][flat.offset * width : (flat.offset + len(flat)) * width]
-        dtype = names.get(str(flat.type), str(flat.type))
-        shape = [len(value), value.type.list_size]
-        return _encoded(dtype, shape, bytes(data))
-    if hasattr(value, "dtype") and hasattr(value, "tobytes"):
-        little = value.astype(value.dtype.newbyteorder("<"))
-        return _encoded(str(value.dtype.name), list(value.shape), little.tobytes())
-    shape, numbers = _lists(value.tolist() if hasattr(value, "tolist") else _plain(value))
-    try:
-        data = struct.pack(f"<{len(numbers)}d", *numbers)
-    except struct.error:
-        why = "it holds something else than numbers"
-        raise InvalidArgumentError(f"option {name!r}: {why}") from None
-    return _encoded("float64", shape, data)
-
-
-def _lists(value: Any) -> tuple[list[int], list[Any]]:
-    """The shape of nested lists, by their first ones, and all that is in them."""
-    shape, level = [], [value]
-    while level and isinstance(level[0], list):
-        shape.append(len(level[0]))
-        level = [item for one in level for item in (one if isinstance(one, list) else [one])]
-    return shape, level
-
-
-def _encoded(dtype: str, shape: list[int], data: bytes) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data": base64.b64encode(data).decode()}
-
-
-def _ipc_schema(schema: Any) -> bytes:
-    """A schema as an Arrow IPC message."""
-    if isinstance(schema, (bytes, bytearray, memoryview)):
-        return bytes(schema)
-    if hasattr(schema, "serialize"):  # pyarrow, nanoarrow
-        return bytes(schema.serialize())
-    if not hasattr(schema, "__arrow_c_schema__"):
-        raise TypeError(
-            f"schema: {type(schema).__name__} is no Arrow schema (it has no __arrow_c_schema__)"
-        )
-    try:
-        import pyarrow
-    except ImportError:
-        raise InvalidArgumentError(
-            f"schema: pyarrow is needed to write a {type(schema).__name__} into a spec; or hand it "
-            "to prepare as its schema argument"
-        ) from None
-    return bytes(pyarrow.schema(schema).serialize())

@@ -161,8 +161,6 @@ def run(
         raise InvalidArgumentError("data: the write has sources already; give one of the two")
     elif text.get("partitions") is not None or text.get("num_partitions") is not None:
         raise InvalidArgumentError("partitions, num_partitions: they are the data's blocks")
-    if data is not None:
-        text = whole_files(text, min_rows_per_file)
     if not ray.is_initialized():
         ray.init()
     kept = open_spool(spool, spool_storage_options, storage)
@@ -185,6 +183,7 @@ def run(
             timeline=files,
         )
     _refuse("the order of these data is always kept", {"preserve_order": preserve_order})
+    text = whole_files(text, min_rows_per_file)
     drawn = Timeline() if files else None
     bar = Bar(operation, progress)
 

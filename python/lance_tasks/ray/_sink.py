@@ -19,7 +19,7 @@ from lance_tasks.specs import spec_json
 
 from ._desk import Desk, here
 from ._retry import Limits, clear, note, retrying
-from ._specs import absolute
+from ._specs import absolute, whole_files
 from ._tables import chain, tables_of
 from ._worker import Storage, check_versions, process_executor, summary, versions
 
@@ -119,11 +119,9 @@ class LanceDatasink(Datasink[Any]):
         min_rows_per_file: int | None = None,
         max_retries: int = 3,
     ) -> None:
-        if min_rows_per_file is not None and min_rows_per_file < 1:
-            raise lt.InvalidArgumentError(f"min_rows_per_file: {min_rows_per_file}; at least 1")
         plain = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
         self._append = plain.get("mode") == "append"
-        self._spec = json.dumps(absolute(plain)).encode()
+        self._spec = json.dumps(whole_files(absolute(plain), min_rows_per_file)).encode()
         self._storage = Storage(storage_options, base_store_params)
         self._schema = schema
         self._min_rows = min_rows_per_file

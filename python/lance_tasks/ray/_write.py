@@ -20,7 +20,6 @@ from ._progress import Bar
 from ._retry import Limits, clear
 from ._run import open_spool
 from ._sink import AgainError, LanceDatasink
-from ._specs import absolute, whole_files
 from ._tables import plain
 from ._timeline import Timeline, places
 from ._worker import Storage
@@ -103,10 +102,10 @@ def write(
         raise lt.InvalidArgumentError("sources, partitions: the rows are the Ray Dataset's")
     spec = Write(uri, mode=mode, schema=schema, **options)
     storage = Storage(storage_options, base_store_params)
-    text = absolute(json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON)))
+    text = json.loads(_ffi.convert(spec_json(spec), _ffi.ENCODING_JSON))
     return write_dataset(
         ds,
-        whole_files(text, min_rows_per_file),
+        text,
         storage=storage,
         spool=open_spool(spool, spool_storage_options, storage),
         schema=schema,
@@ -136,13 +135,12 @@ def write_dataset(
     timeline: list[str],
 ) -> lt.Outcome:
     """As `write`, of a spec."""
-    text = json.dumps(spec).encode()
-    sink = LanceDatasink(text, schema=schema, min_rows_per_file=min_rows_per_file)
+    sink = LanceDatasink(spec, schema=schema, min_rows_per_file=min_rows_per_file)
     sink._storage = storage
     driver = sink._driver
     driver.limits, driver.spool = limits, spool
     if spool is not None:
-        found = _resume(spool, text, storage, limits)
+        found = _resume(spool, sink._spec, storage, limits)
         if isinstance(found, lt.Outcome):
             return found
         driver.left = found
